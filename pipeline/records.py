@@ -1,0 +1,166 @@
+"""The things that travel along the way of a row, one frozen record each.
+
+``Row`` (source) -> ``Request`` (template) -> ``Reply`` (client) -> ``Verdict`` (gateways) -> ``Outcome`` (journal, sink).
+All are frozen, slotted and keyword-only; a change is ``dataclasses.replace``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Literal
+
+Status = Literal["succeeded", "failed"]
+CostSource = Literal["gateway", "price_table", "free", "reused", "unknown"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One input record.
+
+    ``index`` is its place in its file, from 1: the line of a text file (where the record starts), the row of a Parquet
+    file. ``custom_id`` is the id column's value as text, or None when the job names no id column.
+    """
+
+    custom_id: str | None
+    index: int
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What one row asks the gateway, before any dialect dresses it.
+
+    ``index`` is the row's number in the journal. ``body`` is canonical JSON (sorted keys, UTF-8): it is what the
+    fingerprint is made of and, unless the dialect adds something, what goes over the wire. ``fingerprint`` is 16 bytes.
+    """
+
+    custom_id: str
+    index: int
+    endpoint: str
+    body: bytes
+    fingerprint: bytes
+    estimated_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why there is no reply. ``sent`` says whether the gateway may have seen, and billed, the request."""
+
+    code: str
+    message: str
+    sent: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """One HTTP answer, or the lack of one (``status`` 0 and a ``failure``).
+
+    ``headers`` have lower-case names. ``json`` is the parsed body, None where the body is not JSON. ``elapsed_s`` runs
+    from the start of the send to the last byte.
+    """
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+    json: Any
+    elapsed_s: float
+    failure: Failure | None = None
+
+
+class Kind(Enum):
+    """What a reply means for the run; ``gateways/`` decides it once, from status, headers and parsed body."""
+
+    OK = "ok"
+    THROTTLED = "throttled"  # rate, parallel slots, tokens: slow down; costs the row no attempt
+    OUTAGE = "outage"  # gateway or model away: wait; costs the row no attempt
+    TRANSIENT = "transient"  # this try went wrong: retry, bounded
+    REJECTED = "rejected"  # the row's own fault: fail it
+    FATAL = "fatal"  # key, access, budget: stop, rows stay pending
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """``code`` is a short stable word (``error_code`` in the results), ``message`` is for people."""
+
+    kind: Kind
+    code: str = ""
+    message: str = ""
+    retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Tokens as the gateway counted them. None is unknown, never 0."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    estimated: bool = False
+
+    @property
+    def total_tokens(self) -> int | None:
+        """Prompt and completion together; None when either is unknown."""
+        if self.prompt_tokens is None or self.completion_tokens is None:
+            return None
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """``amount`` in ``unit`` (USD or coins); None with source ``unknown`` when nobody told us."""
+
+    amount: float | None = None
+    unit: str = "USD"
+    source: CostSource = "unknown"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """The answer in a good reply. ``model`` is the one that answered; ``raw`` is the whole body as received."""
+
+    content: str | None
+    finish_reason: str | None
+    model: str | None
+    usage: Usage
+    raw: bytes
+    refusal: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One charged try that did not end the row: kept so that money and lost answers are never forgotten.
+
+    ``lost`` is True when the gateway may have billed it without our seeing the answer.
+    """
+
+    custom_id: str
+    fingerprint: bytes
+    call_id: str
+    code: str
+    lost: bool
+    cost: float | None
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """A row's end: an answer or an error. ``cost`` is that of the last try; the journal adds the earlier ones.
+
+    ``completed_at`` is Unix time in seconds, ``latency_s`` the duration of the last try.
+    """
+
+    custom_id: str
+    index: int
+    fingerprint: bytes
+    status: Status
+    model: str | None = None
+    completion: Completion | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+    cost: Cost = field(default_factory=Cost)
+    latency_s: float | None = None
+    request_id: str | None = None
+    completed_at: float = 0.0
+    sent: bool = True
