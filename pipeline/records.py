@@ -6,6 +6,7 @@ All are frozen, slotted and keyword-only; a change is ``dataclasses.replace``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal
@@ -38,6 +39,7 @@ class Request:
     custom_id: str
     index: int
     endpoint: str
+    model: str
     body: bytes
     fingerprint: bytes
     estimated_tokens: int
@@ -56,12 +58,12 @@ class Failure:
 class Reply:
     """One HTTP answer, or the lack of one (``status`` 0 and a ``failure``).
 
-    ``headers`` have lower-case names. ``json`` is the parsed body, None where the body is not JSON. ``elapsed_s`` runs
-    from the start of the send to the last byte.
+    ``headers`` are looked up by lower-case names. ``json`` is the parsed body, None where the body is not JSON.
+    ``elapsed_s`` runs from the start of the send to the last byte.
     """
 
     status: int
-    headers: dict[str, str]
+    headers: Mapping[str, str]
     body: bytes
     json: Any
     elapsed_s: float
@@ -118,14 +120,17 @@ class Cost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """The answer in a good reply. ``model`` is the one that answered; ``raw`` is the whole body as received."""
+    """The answer in a good reply. ``model`` is the one that answered; ``raw`` is the whole body as received.
+
+    ``remark`` marks an answer that is none: ``empty``, ``refusal``.
+    """
 
     content: str | None
     finish_reason: str | None
     model: str | None
     usage: Usage
     raw: bytes
-    refusal: bool = False
+    remark: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +153,8 @@ class Attempt:
 class Outcome:
     """A row's end: an answer or an error. ``cost`` is that of the last try; the journal adds the earlier ones.
 
-    ``completed_at`` is Unix time in seconds, ``latency_s`` the duration of the last try.
+    ``completed_at`` is Unix time in seconds, ``latency_s`` the duration of the last try;
+    ``sent`` is False for a row that never became a request, ``lost`` True when its last try may have been billed unseen.
     """
 
     custom_id: str
@@ -164,3 +170,41 @@ class Outcome:
     request_id: str | None = None
     completed_at: float = 0.0
     sent: bool = True
+    lost: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """How a run ended, and what the journal then holds for its input. ``exit_code`` as in the command-line contract.
+
+    ``cost`` is by unit and leaves out what nobody told us (``cost_unknown`` rows). ``sent`` counts rows that ended in
+    this run; ``in_flight`` names the requests that a killed run, or this one if it was cut short, may have been billed
+    for without an answer. ``results`` is the results file when it is there and complete.
+    """
+
+    exit_code: int
+    reason: str
+    total: int
+    completed: int
+    failed: int
+    pending: int
+    accepted: int = 0
+    new: int = 0
+    changed: int = 0
+    kept: int = 0
+    sent: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: dict[str, float] = field(default_factory=dict)
+    cost_unknown: int = 0
+    empty: int = 0
+    cut_off: int = 0
+    refusals: int = 0
+    attempts: int = 0
+    lost_attempts: int = 0
+    elapsed_s: float = 0.0
+    run_folder: str = ""
+    results: str | None = None
+    in_flight: list[str] = field(default_factory=list)
+    failures: list[tuple[str, int, list[str], str]] = field(default_factory=list)
+    served_models: dict[str, int] = field(default_factory=dict)

@@ -1,0 +1,161 @@
+"""One HTTP exchange: a body goes out, a ``Reply`` comes back, whatever happens in between. Home of aiohttp.
+
+Whether the gateway may have billed a request that got no answer is decided here, where it is known if it was sent.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Self
+from urllib.parse import urlsplit
+
+import aiohttp
+import orjson
+
+from pipeline.records import Failure, Reply
+
+# uvicorn, under both gateways, closes connections idle for 5 s (measured); a pool that keeps them longer races it.
+KEEP_ALIVE_S = 4.0
+REUSED_DROP_S = 1.0
+_FAMILIES = {"auto": socket.AF_UNSPEC, 4: socket.AF_INET, 6: socket.AF_INET6}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connection:
+    """How to reach a gateway. Times in seconds; ``api_key`` never shows in a repr."""
+
+    base_url: str
+    api_key: str | None
+    timeout_s: float
+    connect_timeout_s: float
+    ip_version: str | int = "auto"
+
+    def __repr__(self) -> str:
+        return f"Connection(base_url={self.base_url!r})"
+
+
+class Client:
+    """``async with Client(connection) as client: reply = await client.send(endpoint, body, headers)``."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._key = (connection.api_key or "").encode()
+
+    async def __aenter__(self) -> Self:
+        connection = self._connection
+        connector = aiohttp.TCPConnector(
+            limit=0, keepalive_timeout=KEEP_ALIVE_S, family=_FAMILIES[connection.ip_version], ttl_dns_cache=60
+        )
+        trace = aiohttp.TraceConfig()
+        trace.on_connection_reuseconn.append(_note_reuse)
+        headers = {"Content-Type": "application/json", "User-Agent": "pipeline"}
+        if connection.api_key:
+            headers["Authorization"] = f"Bearer {connection.api_key}"
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            timeout=aiohttp.ClientTimeout(total=connection.timeout_s, connect=connection.connect_timeout_s),
+            headers=headers,
+            trace_configs=[trace],
+            trust_env=not is_loopback(connection.base_url),  # no proxy can reach this machine's own loopback for us
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._session.close()
+
+    async def send(self, endpoint: str, body: bytes, headers: Mapping[str, str]) -> Reply:
+        """POST one request and read its whole answer. Never raises for what the network or the server does.
+
+        A reused connection that drops within a second and before any byte of the reply lost a race with the server's
+        idle timeout: that request was not read, and is sent once more.
+        """
+        reply = await self._exchange(endpoint, body, headers)
+        if reply.failure is not None and reply.failure.code == "stale_connection":
+            reply = await self._exchange(endpoint, body, headers)
+            if reply.failure is not None and reply.failure.code == "stale_connection":
+                failure = Failure(code="disconnected", message=reply.failure.message, sent=True)
+                return Reply(status=0, headers={}, body=b"", json=None, elapsed_s=reply.elapsed_s, failure=failure)
+        return reply
+
+    async def _exchange(self, endpoint: str, body: bytes, headers: Mapping[str, str]) -> Reply:
+        started = time.monotonic()
+        used = SimpleNamespace(reused=False)
+        try:
+            async with self._session.post(
+                self._connection.base_url + endpoint,
+                data=body,
+                headers=headers,
+                allow_redirects=False,
+                trace_request_ctx=used,
+            ) as response:
+                answer = await response.read()
+                return self._reply(response, answer, time.monotonic() - started)
+        except (aiohttp.ClientError, TimeoutError, OSError) as exc:
+            elapsed = time.monotonic() - started
+            stale = used.reused and elapsed < REUSED_DROP_S and isinstance(exc, _DROPPED)
+            failure = failure_of(exc, stale=stale)
+            return Reply(status=0, headers={}, body=b"", json=None, elapsed_s=elapsed, failure=self._scrubbed(failure))
+
+    def _reply(self, response: aiohttp.ClientResponse, body: bytes, elapsed_s: float) -> Reply:
+        if self._key and self._key in body:
+            body = body.replace(self._key, b"[key]")  # some servers quote the key in their errors
+        try:
+            parsed = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            parsed = None
+        return Reply(status=response.status, headers=response.headers, body=body, json=parsed, elapsed_s=elapsed_s)
+
+    def _scrubbed(self, failure: Failure) -> Failure:
+        if not self._connection.api_key:
+            return failure
+        message = failure.message.replace(self._connection.api_key, "[key]")
+        return Failure(code=failure.code, message=message, sent=failure.sent)
+
+
+# Dropped before the reply began. ClientPayloadError is not one of these: there the reply had begun.
+_DROPPED = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError)
+_NEVER_SENT: tuple[tuple[type[BaseException], str], ...] = (
+    (aiohttp.ConnectionTimeoutError, "connect_timeout"),
+    (aiohttp.ClientConnectorDNSError, "dns_failed"),
+    (aiohttp.ClientConnectorCertificateError, "tls_failed"),
+    (aiohttp.ClientSSLError, "tls_failed"),
+    (aiohttp.ClientProxyConnectionError, "proxy_failed"),
+    (aiohttp.ClientHttpProxyError, "proxy_failed"),
+    (aiohttp.ClientConnectorError, "connect_failed"),
+)
+
+
+def failure_of(exc: BaseException, *, stale: bool = False) -> Failure:
+    """Name what went wrong on the network, and whether the request may have reached the gateway."""
+    words = str(exc) or type(exc).__name__
+    for kind, code in _NEVER_SENT:
+        if isinstance(exc, kind):
+            return Failure(code=code, message=f"cannot connect: {words}", sent=False)
+    if stale:
+        return Failure(code="stale_connection", message="an idle connection was closed as it was used", sent=False)
+    if isinstance(exc, TimeoutError):
+        return Failure(code="timeout", message="no complete answer within the timeout", sent=True)
+    return Failure(
+        code="disconnected", message=f"the connection broke before the answer was complete: {words}", sent=True
+    )
+
+
+async def _note_reuse(_: aiohttp.ClientSession, context: SimpleNamespace, __: object) -> None:
+    context.trace_request_ctx.reused = True
+
+
+def is_loopback(base_url: str) -> bool:
+    """Whether a base URL points at this machine itself."""
+    host = urlsplit(base_url).hostname or ""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

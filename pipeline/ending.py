@@ -1,0 +1,72 @@
+"""The last words of a run, for people: what happened, what is left, the exact next command, how to look at what is there."""
+
+from __future__ import annotations
+
+from pipeline.progress import duration, money
+from pipeline.records import Summary
+
+EXAMPLES = 3
+
+
+def last_words(summary: Summary, *, again: str) -> str:
+    """The end of a run in a few lines; ``again`` is the command that resumes it."""
+    lines = [_headline(summary), *_counts(summary), *_failures(summary), *_oddities(summary)]
+    if summary.exit_code in (0, 3):
+        if summary.results:
+            lines.append(f"Results: {summary.results}")
+        if summary.failed > summary.accepted:
+            lines.append(f"Try the failed rows again: {again} --retry-failed")
+            lines.append(f"Or accept them as they are: {again} --accept-failed")
+    else:
+        lines.append(f"Left: {summary.pending:,} rows. What is done is kept in {summary.run_folder}")
+        lines.append(f"Go on with: {again}")
+        lines.append(f"Look at what is there: pipeline export {summary.run_folder} --partial -o partial.jsonl")
+    return "\n".join(lines)
+
+
+def _headline(summary: Summary) -> str:
+    if summary.exit_code == 0 and summary.sent == 0:
+        return f"Nothing to send: all {summary.total:,} rows are done."
+    if summary.exit_code == 0:
+        return f"Finished in {duration(summary.elapsed_s)}: {summary.sent:,} rows sent."
+    if summary.exit_code == 3:
+        sent = f"{summary.sent:,} rows sent" if summary.sent else "nothing was sent"
+        return f"Finished in {duration(summary.elapsed_s)}, {sent}; {summary.failed:,} rows failed."
+    return f"Stopped after {duration(summary.elapsed_s)}: {summary.reason}"
+
+
+def _counts(summary: Summary) -> list[str]:
+    tokens = summary.prompt_tokens + summary.completion_tokens
+    rows = f"Rows: {summary.completed:,} succeeded, {summary.failed:,} failed, {summary.pending:,} left, of {summary.total:,}."
+    return [
+        rows,
+        f"Tokens: {tokens:,} ({summary.prompt_tokens:,} in, {summary.completion_tokens:,} out). "
+        f"Cost: {money(summary.cost, summary.cost_unknown)}.",
+    ]
+
+
+def _failures(summary: Summary) -> list[str]:
+    lines = []
+    for code, count, examples, message in summary.failures:
+        ids = ", ".join(examples) + (", ..." if count > len(examples) else "")
+        lines.append(f"  {count:,} x {code}: {message.splitlines()[0][:200] if message else ''} ({ids})")
+    return ["Failed:", *lines] if lines else []
+
+
+def _oddities(summary: Summary) -> list[str]:
+    """What succeeded but deserves a look."""
+    lines = []
+    if summary.cut_off:
+        lines.append(
+            f"{summary.cut_off:,} answers were cut off by max_tokens: raise it and add --redo finish_reason=length"
+        )
+    if summary.empty:
+        lines.append(f"{summary.empty:,} answers are empty: --redo content= sends these rows again")
+    if summary.refusals:
+        lines.append(f"{summary.refusals:,} answers are refusals")
+    if summary.lost_attempts:
+        lines.append(f"{summary.lost_attempts:,} tries were lost on the way; the gateway may have billed them")
+    if summary.in_flight and summary.exit_code not in (0, 3):
+        names = ", ".join(summary.in_flight[:EXAMPLES]) + (", ..." if len(summary.in_flight) > EXAMPLES else "")
+        lines.append(f"{len(summary.in_flight):,} requests were in flight and may be billed without an answer: {names}")
+    return lines

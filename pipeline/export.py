@@ -1,0 +1,43 @@
+"""``pipeline export``: the results of a run folder again, in any format, without a job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.errors import IncompleteError, RunFolderError
+from pipeline.feed import mark_of
+from pipeline.results import export, format_of
+from pipeline.sink import Selection
+from pipeline.workspace import Workspace, opened_for_reading
+
+
+def export_folder(
+    folder: Path,
+    path: Path,
+    *,
+    output_format: str | None,
+    selection: Selection,
+    results_only: bool,
+    input_path: str | None,
+) -> int:
+    """Write what a run folder holds; returns the rows. Raises ``IncompleteError`` when all were asked for and some lack."""
+    kind = format_of(path, output_format)
+    with opened_for_reading(folder, input_path=input_path) as space:
+        pending = space.journal.index().counts(has_ids=space.id_column is not None).pending
+        if selection == "all" and pending:
+            raise IncompleteError(
+                f"{pending:,} rows have no outcome yet: run the job again first, or export what is there with --partial"
+            )
+        if not results_only:
+            _check_unchanged(space)
+        return export(space, path=path, output_format=kind, selection=selection, results_only=results_only)
+
+
+def _check_unchanged(space: Workspace) -> None:
+    marks = dict(space.journal.db.execute("SELECT path, mark FROM file"))
+    for file in space.files:
+        if marks.get(str(file.path)) != mark_of(file):
+            raise RunFolderError(
+                f"{file.path} is not as it was when it was last run: run the job again first, or leave the input out with "
+                "--results-only"
+            )

@@ -1,0 +1,193 @@
+"""The input as a run meets it: walked once for the index, once for what is pending, once for the results.
+
+The index pass reads every row, composes its request and keeps only line, id and fingerprint; so duplicate ids and bad
+lines are found before anything is sent, and memory does not grow with the input.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from typing import Any
+
+from pipeline.errors import IncompleteError, InputError, RowError
+from pipeline.journal import Index, Journal
+from pipeline.journal.index import IndexRow
+from pipeline.records import Outcome, Request, Row
+from pipeline.sink import Stretch
+from pipeline.source import InputFile, chunks, place
+from pipeline.template import Composed, Template
+
+SLICE_ROWS = 32  # composed at a time on the loop: well under a millisecond
+BAD_LINES_SHOWN = 10
+Pending = dict[int, tuple[int, str, bytes]]
+
+
+class Feed:
+    """One job's input files and template over its journal."""
+
+    def __init__(self, journal: Journal, files: list[InputFile], template: Template, *, id_column: str | None) -> None:
+        self._journal = journal
+        self._files = files
+        self._template = template
+        self._id_column = id_column
+
+    # the index pass
+
+    def index(self, spec: str, *, tick: Callable[[int], None]) -> Index:
+        """Bring the journal's index up to date with the input; ``tick`` is told the rows read so far, and may raise.
+
+        Raises ``InputError`` for bad lines (up to ten are named) and duplicate ids (both places are).
+        """
+        index = self._journal.index()
+        index.begin(spec, [str(file.path) for file in self._files])
+        self._read = 0
+        for number, file in enumerate(self._files):
+            mark = mark_of(file)
+            if index.is_current(str(file.path), mark):
+                continue
+            problems: list[InputError] = []
+            columns: dict[str, None] = {}
+            rows = self._index_rows(file, problems, columns, tick)
+            index.replace_file(str(file.path), number, mark, rows, columns.keys())
+        if self._id_column is not None and (twice := index.duplicates()):
+            raise InputError(self._duplicate_ids(twice))
+        index.link(has_ids=self._id_column is not None)
+        return index
+
+    def _index_rows(
+        self, file: InputFile, problems: list[InputError], columns: dict[str, None], tick: Callable[[int], None]
+    ) -> Iterator[IndexRow]:
+        seen: Any = None
+        for chunk in chunks(file):
+            for line, data in chunk.rows(on_error=problems.append):
+                if data.keys() != seen:
+                    seen = data.keys()
+                    columns.update(dict.fromkeys(data))
+                try:
+                    row = self._row(line, data)
+                    yield line, row.custom_id, self._fingerprint(row)
+                except InputError as exc:
+                    problems.append(InputError(f"{place(file, line)}: {exc}"))
+                self._read += 1
+            if len(problems) >= BAD_LINES_SHOWN:
+                break
+            tick(self._read)
+        if problems:
+            raise InputError("\n".join(str(problem) for problem in problems[:BAD_LINES_SHOWN]))
+
+    def _fingerprint(self, row: Row) -> bytes:
+        try:
+            return self._template.compose(row).fingerprint
+        except RowError as error:
+            return self._template.fingerprint_of_error(row, error)
+
+    def _row(self, line: int, data: dict[str, Any]) -> Row:
+        if self._id_column is None:
+            return Row(custom_id=None, index=line, data=data)
+        return Row(custom_id=_id_of(data, self._id_column), index=line, data=data)
+
+    def _duplicate_ids(self, twice: list[Any]) -> str:
+        by_path = {str(file.path): file for file in self._files}
+        lines = [
+            f"{place(by_path[two.second[0]], two.second[1])}: the id {two.custom_id!r} stands already at "
+            f"{place(by_path[two.first[0]], two.first[1])}"
+            for two in twice
+        ]
+        return "\n".join(
+            [*lines, f"ids must be unique in the column {self._id_column!r}; or leave out input.id (--id)"]
+        )
+
+    # what is pending
+
+    async def items(self, index: Index, *, most: int | None = None) -> AsyncGenerator[list[Request | Outcome], None]:
+        """The pending rows in input order, a few at a time; a row that cannot become a request comes as its outcome."""
+        left = most
+        pending_files = set(index.pending_files())
+        for file in self._files:
+            if str(file.path) not in pending_files:
+                continue
+            reader = chunks(file)
+            while (chunk := await asyncio.to_thread(next, reader, None)) is not None:
+                wanted = index.pending(str(file.path), chunk.first, chunk.last)
+                lines = sorted(wanted)[:left]
+                for at in range(0, len(lines), SLICE_ROWS):
+                    yield self._slice(file, chunk, lines[at : at + SLICE_ROWS], wanted)
+                if left is not None:
+                    left -= len(lines)
+                    if left <= 0:
+                        return
+
+    def _slice(self, file: InputFile, chunk: Any, lines: Sequence[int], wanted: Pending) -> list[Request | Outcome]:
+        items: list[Request | Outcome] = []
+        for line, data in chunk.rows(frozenset(lines)):
+            number, custom_id, fingerprint = wanted[line]
+            row = Row(custom_id=custom_id, index=line, data=data)
+            try:
+                composed = self._template.compose(row)
+            except RowError as error:
+                items.append(_failed(row, number, fingerprint, error))
+                continue
+            if composed.fingerprint != fingerprint:
+                raise IncompleteError(
+                    f"{place(file, line)} changed while the run was reading it: run the same command again"
+                )
+            items.append(_request(row, number, composed))
+        return items
+
+    # the results
+
+    def stretches(self, columns: Sequence[str] | None) -> Iterator[Stretch]:
+        """The whole input again, with only these columns where that saves work; none at all for an empty list."""
+        if columns is not None and not columns:
+            return
+        for file in self._files:
+            for chunk in chunks(file, columns=columns):
+                yield Stretch(path=str(file.path), first=chunk.first, last=chunk.last, chunk=chunk)
+
+
+def _request(row: Row, number: int, composed: Composed) -> Request:
+    return Request(
+        custom_id=row.custom_id or "",
+        index=number,
+        endpoint=composed.endpoint,
+        model=composed.model,
+        body=composed.body,
+        fingerprint=composed.fingerprint,
+        estimated_tokens=composed.estimated_tokens,
+    )
+
+
+def _failed(row: Row, number: int, fingerprint: bytes, error: RowError) -> Outcome:
+    return Outcome(
+        custom_id=row.custom_id or "",
+        index=number,
+        fingerprint=fingerprint,
+        status="failed",
+        error_code=error.code,
+        error_message=error.message,
+        completed_at=time.time(),
+        sent=False,
+    )
+
+
+def _id_of(data: dict[str, Any], column: str) -> str:
+    if column not in data:
+        raise InputError(f"there is no column {column!r} for the id; the columns are: {', '.join(data)}")
+    value = data[column]
+    if isinstance(value, str) and value:
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    shown = "null" if value is None else "empty" if value == "" else f"a {type(value).__name__}"
+    raise InputError(f"the id column {column!r} is {shown}; an id is text or a whole number")
+
+
+def mark_of(file: InputFile) -> str:
+    """Tells one state of a file from another without reading it. Raises ``InputError`` when it is gone."""
+    try:
+        stat = file.path.stat()
+    except OSError as exc:
+        raise InputError(f"{file.path}: {exc.strerror}") from exc
+    return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"

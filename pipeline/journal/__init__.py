@@ -1,0 +1,171 @@
+"""The only durable truth while a run lives: index of the input, outcomes, in-flight table, lock.
+
+``Journal.open`` gives all of it over one SQLite connection; results are a projection of it and can be made again.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.journal import reader, store
+from pipeline.journal.index import Counts, Duplicate, Index
+from pipeline.journal.inflight import InFlight, InFlightTable
+from pipeline.journal.lock import Lock, boot_id
+from pipeline.journal.reader import Projected, Projection, Totals
+from pipeline.journal.store import sentences
+from pipeline.journal.writer import Record, Writer
+
+__all__ = [
+    "Counts", "Duplicate", "Index", "Journal", "Lock", "Projected", "Projection", "Record", "Recovered", "Totals",
+    "Writer", "boot_id", "reader", "sentences",
+]  # fmt: skip
+
+FILE_NAME = "journal.sqlite"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovered:
+    """What a run that did not end cleanly left behind; ``may_be_incomplete`` after a power cut or restart."""
+
+    in_flight: list[str]
+    may_be_incomplete: bool
+
+
+class Journal:
+    """One run folder's journal. The caller holds the folder's ``Lock`` unless it opened it for reading."""
+
+    def __init__(self, db: sqlite3.Connection, path: Path, table: InFlightTable | None) -> None:
+        self.db = db
+        self.path = path
+        self._table = table
+        self.run = 0
+        self.name = ""
+
+    @classmethod
+    def open(cls, folder: Path, *, slots: int) -> Journal:
+        """Open, or make, the journal of a run folder for writing. Raises ``RunFolderError``, ``IncompleteError``."""
+        path = folder / FILE_NAME
+        db = store.connect(path, create=True)
+        try:
+            return cls(db, path, InFlightTable(folder / "inflight", slots=slots))
+        except BaseException:
+            db.close()
+            raise
+
+    @classmethod
+    def read(cls, folder: Path) -> Journal:
+        """Open the journal of a run folder for reading."""
+        path = folder / FILE_NAME
+        return cls(store.connect(path, create=False), path, None)
+
+    def close(self) -> None:
+        """Close the connection and the in-flight table."""
+        self.db.close()
+        if self._table is not None:
+            self._table.close()
+
+    @property
+    def table(self) -> InFlightTable:
+        """The in-flight table (of a journal opened for writing)."""
+        if self._table is None:
+            raise RuntimeError("this journal was opened for reading")
+        return self._table
+
+    def get(self, key: str) -> str | None:
+        """One fact about the journal as a whole."""
+        return store.get(self.db, key)
+
+    def put(self, key: str, value: str) -> None:
+        """Write one fact about the journal as a whole; durable on return."""
+        store.put(self.db, key, value)
+
+    def index(self) -> Index:
+        """The index of the input."""
+        return Index(self.db)
+
+    def recover(self) -> Recovered | None:
+        """Name and book what was left in flight: by a run that was killed, or by this one when it was cut off.
+
+        Each request whose end is not in the journal becomes a lost attempt of its row: it may have been billed. None when
+        there is nothing to tell.
+        """
+        last = self.db.execute("SELECT run, boot_id, ended_at FROM run ORDER BY run DESC LIMIT 1").fetchone()
+        left = self.table.left
+        if last is None or (not left and (last[2] is not None or last[0] == self.run)):
+            return None
+        self.db.execute("BEGIN IMMEDIATE")
+        lost = [self._full_name(entry) for entry in left if not self._is_durable(entry)]
+        self.db.executemany(
+            "INSERT INTO attempt VALUES (?, ?, ?, 'killed', 1, NULL, ?, ?)",
+            [(entry.custom_id, entry.fingerprint, entry.call_id, time.time(), last[0]) for entry in lost],
+        )
+        self.db.execute(
+            "UPDATE run SET ended_at = ?, how = 'killed' WHERE ended_at IS NULL AND run <> ?", (time.time(), self.run)
+        )
+        self.db.execute("COMMIT")
+        self.table.forget_left()
+        return Recovered(in_flight=[entry.custom_id for entry in lost], may_be_incomplete=last[1] != boot_id())
+
+    def _is_durable(self, entry: InFlight) -> bool:
+        outcome = self.db.execute(
+            "SELECT 1 FROM outcome WHERE no = ? AND fingerprint = ? AND NOT redo", (entry.index, entry.fingerprint)
+        ).fetchone()
+        attempt = self.db.execute(
+            "SELECT 1 FROM attempt WHERE fingerprint = ? AND call_id = ?", (entry.fingerprint, entry.call_id)
+        ).fetchone()
+        return bool(outcome or attempt)
+
+    def _full_name(self, entry: InFlight) -> InFlight:
+        known = self.db.execute("SELECT custom_id FROM input WHERE no = ?", (entry.index,)).fetchone()
+        if known is None:
+            return entry
+        return InFlight(custom_id=known[0], index=entry.index, fingerprint=entry.fingerprint, call_id=entry.call_id)
+
+    def start_run(self) -> None:
+        """Note that a run begins; until ``end_run`` the journal knows it as one that may have been killed."""
+        self.name = f"p{time.time_ns() // 1_000_000:x}{os.getpid() & 0xFFFF:04x}"
+        cursor = self.db.execute(
+            "INSERT INTO run (name, started_at, host, pid, boot_id) VALUES (?, ?, ?, ?, ?)",
+            (self.name, time.time(), socket.gethostname(), os.getpid(), boot_id()),
+        )
+        self.run = int(cursor.lastrowid or 0)
+
+    def end_run(self, how: str) -> None:
+        """Note how the run ended; what is left in flight then was cut off and is booked at the next start."""
+        self.db.execute("UPDATE run SET ended_at = ?, how = ? WHERE run = ?", (time.time(), how, self.run))
+
+    def writer(self, *, slots: int, kept: Callable[[Sequence[Record]], None]) -> Writer:
+        """The group-committing writer of this run; to be made inside the event loop."""
+        return Writer(self.db, self.path, self.table, run=self.run, slots=slots, kept=kept)
+
+    def mark_redo(self, numbers: Sequence[int]) -> None:
+        """Have these outcomes made anew; durable, so that an interrupted run goes on with them."""
+        self.db.execute("BEGIN IMMEDIATE")
+        self.db.executemany("UPDATE outcome SET redo = 1, accepted = 0 WHERE no = ?", [(no,) for no in numbers])
+        self.db.execute("COMMIT")
+
+    def number_of(self, custom_id: str) -> int | None:
+        """The number of an input row by its id."""
+        found = self.db.execute("SELECT no FROM input WHERE custom_id = ?", (custom_id,)).fetchone()
+        return None if found is None else int(found[0])
+
+    def failed_numbers(self, code: str | None) -> list[int]:
+        """Numbers of the failed rows of the present input, all or those of one code."""
+        rows = self.db.execute(
+            "SELECT o.no FROM input i JOIN outcome o ON o.no = i.no WHERE o.status = 'failed' AND (? IS NULL OR o.error_code = ?)",
+            (code, code),
+        )
+        return [int(no) for (no,) in rows]
+
+    def accept_failed(self) -> int:
+        """The failures are known and fine: later runs end with 0. Returns how many were newly accepted."""
+        cursor = self.db.execute(
+            "UPDATE outcome SET accepted = 1 WHERE status = 'failed' AND NOT accepted AND NOT redo"
+        )
+        return cursor.rowcount

@@ -1,0 +1,248 @@
+"""The index pass's half of the journal: every row of the input as (file, line) -> number, identity.
+
+Identity is ``custom_id`` + fingerprint, never the position. A row that has an outcome for its identity takes that
+outcome's number; all others get numbers no outcome has. So matching a million rows with a million outcomes is one join
+here, once per changed input, and everything later is a lookup by number.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from pipeline.journal.store import get, put
+
+IndexRow = tuple[int, str | None, bytes]
+"""(line, custom_id or None, fingerprint)"""
+
+PENDING = "(o.no IS NULL OR o.redo)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """What a run finds. ``changed`` rows have a succeeded outcome, but for another request; ``redo`` rows were asked for."""
+
+    rows: int
+    succeeded: int
+    failed: int
+    redo: int
+    new: int
+    changed: int
+    bought: int
+
+    @property
+    def pending(self) -> int:
+        """Rows that this run would send."""
+        return self.redo + self.new + self.changed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Duplicate:
+    """Two rows of one id: (path, line) of the first and of the second."""
+
+    custom_id: str
+    first: tuple[str, int]
+    second: tuple[str, int]
+
+
+class Index:
+    """The rows of the input, and which of them are pending."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+        rows = db.execute("SELECT ifnull(max(no), 0) FROM input").fetchone()[0]
+        outcomes = db.execute("SELECT ifnull(max(no), 0) FROM outcome").fetchone()[0]
+        self._last = max(int(rows), int(outcomes))
+
+    def begin(self, spec: str, paths: list[str]) -> bool:
+        """Start an index pass; True when something of an earlier pass must go: the request or the list of files changed.
+
+        ``spec`` is a digest of all that makes a request besides the row; a new one makes every row's fingerprint new.
+        """
+        changed = False
+        self._db.execute("BEGIN IMMEDIATE")
+        if get(self._db, "spec") != spec:
+            self._db.execute("DELETE FROM input")
+            self._db.execute("DELETE FROM file")
+            put(self._db, "spec", spec)
+            changed = True
+        for place, path in enumerate(paths):
+            self._db.execute("UPDATE file SET place = ? WHERE path = ?", (place, path))
+        known = {path: file for file, path in self._db.execute("SELECT file, path FROM file")}
+        for path in known.keys() - set(paths):
+            self._db.execute("DELETE FROM input WHERE file = ?", (known[path],))
+            self._db.execute("DELETE FROM file WHERE file = ?", (known[path],))
+            changed = True
+        if changed:
+            put(self._db, "linked", "no")
+        self._db.execute("COMMIT")
+        return changed
+
+    def is_current(self, path: str, mark: str) -> bool:
+        """Whether the rows of this file are known as it is now (``mark`` tells one state of a file from another)."""
+        found = self._db.execute("SELECT mark FROM file WHERE path = ?", (path,)).fetchone()
+        return found is not None and found[0] == mark
+
+    def replace_file(self, path: str, place: int, mark: str, rows: Iterable[IndexRow], columns: Collection[str]) -> int:
+        """Put the rows of one file in place of what was known of it, in one transaction; returns how many.
+
+        ``columns`` is read when ``rows`` has been read: the names of all columns that any row has.
+        """
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            self._db.execute("DELETE FROM input WHERE file = (SELECT file FROM file WHERE path = ?)", (path,))
+            self._db.execute("DELETE FROM file WHERE path = ?", (path,))
+            cursor = self._db.execute(
+                "INSERT INTO file (path, place, mark, rows, columns) VALUES (?, ?, ?, 0, '[]')", (path, place, mark)
+            )
+            file, first = cursor.lastrowid, self._last
+            self._db.executemany("INSERT INTO input VALUES (?, ?, ?, ?, ?)", self._numbered(file, rows))
+            count = self._last - first
+            self._db.execute(
+                "UPDATE file SET rows = ?, columns = ? WHERE file = ?", (count, json.dumps(list(columns)), file)
+            )
+            put(self._db, "linked", "no")
+            self._db.execute("COMMIT")
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        return count
+
+    def _numbered(
+        self, file: int | None, rows: Iterable[IndexRow]
+    ) -> Iterable[tuple[int | None, int, int, str, bytes]]:
+        for line, custom_id, fingerprint in rows:
+            self._last += 1
+            yield file, line, self._last, custom_id if custom_id is not None else f"{fingerprint.hex()}-1", fingerprint
+
+    def duplicates(self, *, most: int = 10) -> list[Duplicate]:
+        """Ids that stand more than once, with the first two places of each."""
+        found = []
+        ids = self._db.execute(
+            "SELECT custom_id FROM input GROUP BY custom_id HAVING count(*) > 1 LIMIT ?", (most,)
+        ).fetchall()
+        for (custom_id,) in ids:
+            places = self._db.execute(
+                "SELECT f.path, i.line FROM input i JOIN file f USING (file) WHERE i.custom_id = ? "
+                "ORDER BY f.place, i.line LIMIT 2",
+                (custom_id,),
+            ).fetchall()
+            found.append(Duplicate(custom_id=custom_id, first=places[0], second=places[1]))
+        return sorted(found, key=lambda twice: twice.second)
+
+    def link(self, *, has_ids: bool) -> None:
+        """Number equal requests (without ids) and give every row that has an outcome that outcome's number."""
+        if get(self._db, "linked") == "yes":
+            return
+        self._db.execute("BEGIN IMMEDIATE")
+        if not has_ids:
+            self._number_occurrences()
+        if self._db.execute("SELECT 1 FROM outcome LIMIT 1").fetchone():
+            self._db.execute("CREATE INDEX outcome_key ON outcome (custom_id, fingerprint)")
+            self._db.execute(
+                "UPDATE input SET no = o.no FROM outcome o "
+                "WHERE o.custom_id = input.custom_id AND o.fingerprint = input.fingerprint AND o.no <> input.no"
+            )
+            self._db.execute("DROP INDEX outcome_key")
+            self._db.execute("UPDATE outcome SET superseded = 0 WHERE superseded AND no IN (SELECT no FROM input)")
+        put(self._db, "linked", "yes")
+        self._db.execute("COMMIT")
+
+    def _number_occurrences(self) -> None:
+        """The n-th row with the same request is ``<fingerprint>-n``: intended duplicates stay n rows, in any order."""
+        self._db.execute(
+            "CREATE TEMP TABLE twice AS SELECT fingerprint FROM input GROUP BY fingerprint HAVING count(*) > 1"
+        )
+        self._db.execute("CREATE INDEX temp.twice_key ON twice (fingerprint)")
+        # A row whose occurrence number moves must also leave the outcome it was linked to: it gets a number of its own.
+        cursor = self._db.execute(
+            "UPDATE input SET custom_id = lower(hex(input.fingerprint)) || '-' || n, no = ? + fresh FROM ("
+            " SELECT i.file AS file, i.line AS line, row_number() OVER () AS fresh,"
+            " row_number() OVER (PARTITION BY i.fingerprint ORDER BY f.place, i.line) AS n"
+            " FROM temp.twice t JOIN input i ON i.fingerprint = t.fingerprint JOIN file f ON f.file = i.file) AS d "
+            "WHERE d.file = input.file AND d.line = input.line",
+            (self._last,),
+        )
+        self._last += max(cursor.rowcount, 0)
+        self._db.execute("DROP TABLE temp.twice")
+
+    def counts(self, *, has_ids: bool) -> Counts:
+        """How many rows are done, new, changed or to be done again."""
+        found = dict.fromkeys(("succeeded", "failed", "redo", "new"), 0)
+        for what, count in self._db.execute(
+            "SELECT CASE WHEN o.no IS NULL THEN 'new' WHEN o.redo THEN 'redo' ELSE o.status END, count(*) "
+            "FROM input i LEFT JOIN outcome o ON o.no = i.no GROUP BY 1"
+        ):
+            found[what] = count
+        bought = self._db.execute(
+            "SELECT count(*) FROM outcome WHERE status = 'succeeded' AND NOT superseded AND NOT redo"
+        ).fetchone()[0]
+        changed = 0
+        if found["new"] and bought > found["succeeded"]:
+            changed = self._changed(has_ids=has_ids, new=found["new"])
+        return Counts(
+            rows=sum(found.values()),
+            succeeded=found["succeeded"],
+            failed=found["failed"],
+            redo=found["redo"],
+            new=found["new"] - changed,
+            changed=changed,
+            bought=bought,
+        )
+
+    def _changed(self, *, has_ids: bool, new: int) -> int:
+        if has_ids:
+            query = (
+                "SELECT count(DISTINCT i.custom_id) FROM outcome p JOIN input i ON i.custom_id = p.custom_id "
+                "LEFT JOIN outcome o ON o.no = i.no "
+                "WHERE o.no IS NULL AND p.status = 'succeeded' AND NOT p.superseded"
+            )
+            return int(self._db.execute(query).fetchone()[0])
+        # Without ids a changed row cannot be told from a removed and an added one: the smaller number is the suspicion.
+        gone = self._db.execute(
+            "SELECT count(*) FROM outcome WHERE status = 'succeeded' AND NOT superseded "
+            "AND no NOT IN (SELECT no FROM input)"
+        ).fetchone()[0]
+        return min(int(gone), new)
+
+    def supersede(self, *, has_ids: bool) -> None:
+        """The changes are wanted: outcomes of earlier forms of these rows no longer count as bought."""
+        of_this_input = "AND custom_id IN (SELECT custom_id FROM input)" if has_ids else ""
+        self._db.execute(
+            f"UPDATE outcome SET superseded = 1 WHERE NOT superseded AND no NOT IN (SELECT no FROM input) {of_this_input}"  # noqa: S608 - two constants
+        )
+
+    def pending_files(self) -> list[str]:
+        """Paths of the files that have pending rows, in input order."""
+        return [
+            path
+            for path, count in self._db.execute(
+                f"SELECT f.path, (SELECT count(*) FROM input i LEFT JOIN outcome o ON o.no = i.no "  # noqa: S608
+                f"WHERE i.file = f.file AND {PENDING}) FROM file f ORDER BY f.place"
+            )
+            if count
+        ]
+
+    def pending(self, path: str, first: int, last: int) -> dict[int, tuple[int, str, bytes]]:
+        """line -> (number, custom_id, fingerprint) of the pending rows of one stretch of a file."""
+        return {
+            line: (no, custom_id, fingerprint)
+            for line, no, custom_id, fingerprint in self._db.execute(
+                f"SELECT i.line, i.no, i.custom_id, i.fingerprint FROM input i LEFT JOIN outcome o ON o.no = i.no "  # noqa: S608
+                f"WHERE i.file = (SELECT file FROM file WHERE path = ?) AND i.line BETWEEN ? AND ? AND {PENDING}",
+                (path, first, last),
+            )
+        }
+
+    def columns(self) -> list[str]:
+        """Names of all columns that any row has, in the order they first appear."""
+        names: dict[str, None] = {}
+        for (columns,) in self._db.execute("SELECT columns FROM file ORDER BY place"):
+            names.update(dict.fromkeys(json.loads(columns)))
+        return list(names)
+
+    def rows(self) -> int:
+        """Rows of the input."""
+        return int(self._db.execute("SELECT ifnull(sum(rows), 0) FROM file").fetchone()[0])

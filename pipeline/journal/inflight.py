@@ -1,0 +1,98 @@
+"""The in-flight table: which requests are out, or answered but not yet on disk, should the process die this instant.
+
+A small shared memory map of 2 x slots entries. An entry is set before its request is sent and cleared after the COMMIT
+that holds its end, so that it survives kill -9 (the pages belong to the kernel) at the price of a memory write. It is
+never synced: after a power cut it may be incomplete, and the next start says so.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import RunFolderError
+
+ENTRY = struct.Struct("<BxHI16s48s184s")  # set?, length of the id, its number in the journal, fingerprint, call id, id
+MAGIC = b"pipeline in-flight 1\n"
+HEADER_BYTES = ENTRY.size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InFlight:
+    """One request that was out when its process died. ``custom_id`` is cut to 184 bytes; ``fingerprint`` is whole."""
+
+    custom_id: str
+    index: int
+    fingerprint: bytes
+    call_id: str
+
+
+class InFlightTable:
+    """``enter`` before the send, ``clear`` after the COMMIT; ``left`` is what an earlier process could not clear."""
+
+    def __init__(self, path: Path, *, slots: int) -> None:
+        _check(path)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            size = max(ENTRY.size * (2 * slots + 1), os.fstat(fd).st_size)
+            if os.fstat(fd).st_size < size:
+                os.posix_fallocate(fd, 0, size)  # a full disk must not show itself as SIGBUS later
+            self._map = mmap.mmap(fd, size)
+        finally:
+            os.close(fd)
+        self._map[: len(MAGIC)] = MAGIC
+        self._free = list(range(size // ENTRY.size - 1, 0, -1))
+
+    @property
+    def left(self) -> list[InFlight]:
+        """The entries that are set: at the start of a run, what an earlier process could not clear."""
+        return list(_entries(self._map[:]))
+
+    def forget_left(self) -> None:
+        """Empty the table once what was left in it stands in the journal."""
+        self._map[HEADER_BYTES:] = bytes(len(self._map) - HEADER_BYTES)
+
+    def enter(self, custom_id: str, index: int, fingerprint: bytes, call_id: str) -> int:
+        """Note one request as out; returns its entry. There is always a free one: the pool keeps to 2 x slots."""
+        entry = self._free.pop()
+        name = custom_id.encode()[:184]
+        # One store of a page-resident slice: the flag is its first byte, and a process dies between byte codes of
+        # Python, not in the middle of this copy, except by SIGKILL within it; then a half-set entry names its row.
+        ENTRY.pack_into(
+            self._map, entry * ENTRY.size, 1, len(name), index & 0xFFFFFFFF, fingerprint, call_id.encode(), name
+        )
+        return entry
+
+    def clear(self, entry: int) -> None:
+        """Its end is durable, or it was never sent."""
+        self._map[entry * ENTRY.size] = 0
+        self._free.append(entry)
+
+    def close(self) -> None:
+        """Unmap; entries that are set stay in the file."""
+        self._map.close()
+
+
+def _check(path: Path) -> None:
+    """Refuse a file that is something else; empty or all zero is one whose first page was never laid out."""
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    if any(data) and not data.startswith(MAGIC):
+        raise RunFolderError(f"{path} is no in-flight table of this version; it was not touched")
+
+
+def _entries(data: bytes) -> Iterator[InFlight]:
+    for at in range(HEADER_BYTES, len(data) - ENTRY.size + 1, ENTRY.size):
+        is_set, length, index, fingerprint, call_id, name = ENTRY.unpack_from(data, at)
+        if is_set:
+            yield InFlight(
+                custom_id=name[:length].decode(errors="ignore"),
+                index=index,
+                fingerprint=fingerprint,
+                call_id=call_id.rstrip(b"\0").decode(errors="ignore"),
+            )

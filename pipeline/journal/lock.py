@@ -1,0 +1,83 @@
+"""One run a folder: a file lock that the kernel drops when its process dies, with a note of who holds it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any, Self
+
+import orjson
+
+from pipeline.errors import LockedError, RunFolderError
+
+
+def boot_id() -> str:
+    """Tells one start of the machine from the next; empty where the system does not say."""
+    source = Path("/proc/sys/kernel/random/boot_id")
+    return source.read_text(encoding="ascii").strip() if source.exists() else ""
+
+
+class Lock:
+    """``with Lock(folder): ...``; raises ``LockedError`` (exit 75) naming host, pid and since when."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "lock"
+        self._fd = -1
+
+    def __enter__(self) -> Self:
+        try:
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as exc:
+            raise RunFolderError(f"cannot write in the run folder {self._path.parent}: {exc.strerror}") from exc
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            holder = self.holder()
+            os.close(self._fd)
+            self._fd = -1
+            raise LockedError(_in_use(self._path.parent, holder)) from exc
+        self._write({"host": socket.gethostname(), "pid": os.getpid(), "boot_id": boot_id(), "since": time.time()})
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.ftruncate(self._fd, 0)
+        os.close(self._fd)
+        self._fd = -1
+
+    def _write(self, holder: dict[str, Any]) -> None:
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, orjson.dumps(holder), 0)
+
+    def holder(self) -> dict[str, Any]:
+        """What the present or, after a crash, the last holder wrote; empty after a clean end."""
+        try:
+            held = orjson.loads(self._path.read_bytes() or b"{}")
+        except (OSError, ValueError):
+            return {}  # caught while it is being written: the lock itself still says that it is held
+        return held if isinstance(held, dict) else {}
+
+    def is_held(self) -> bool:
+        """Whether some process holds it now."""
+        try:
+            fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        finally:
+            os.close(fd)
+        return False
+
+
+def _in_use(folder: Path, holder: dict[str, Any]) -> str:
+    since = holder.get("since")
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since)) if isinstance(since, int | float) else "unknown"
+    return (
+        f"another run works in {folder}: host {holder.get('host', 'unknown')}, pid {holder.get('pid', 'unknown')}, "
+        f"since {when}. Wait for it, or look at it with: pipeline status {folder}"
+    )

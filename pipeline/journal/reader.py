@@ -1,0 +1,160 @@
+"""What the journal says of rows and sums: read by the sink, the summary, ``status`` and ``verify``."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class Projected(NamedTuple):
+    """One input row with its outcome (nulls where it has none) and the sums of its earlier attempts."""
+
+    line: int
+    no: int
+    custom_id: str
+    fingerprint: bytes
+    status: str | None
+    error_code: str | None
+    error_message: str | None
+    model: str | None
+    served_model: str | None
+    finish_reason: str | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    cached_tokens: int | None
+    reasoning_tokens: int | None
+    usage_estimated: int | None
+    cost: float | None
+    cost_unit: str | None
+    cost_source: str | None
+    sent: int | None
+    lost: int | None
+    latency_s: float | None
+    request_id: str | None
+    completed_at: float | None
+    earlier_attempts: int | None
+    earlier_lost: int | None
+    earlier_cost: float | None
+    body: bytes | None
+
+
+_PROJECTION = """
+SELECT i.line, i.no, i.custom_id, i.fingerprint, o.status, o.error_code, o.error_message, o.model, o.served_model,
+    o.finish_reason, o.prompt_tokens, o.completion_tokens, o.cached_tokens, o.reasoning_tokens, o.usage_estimated, o.cost,
+    o.cost_unit, o.cost_source, o.sent, o.lost, o.latency_s, o.request_id, o.completed_at, s.attempts, s.lost, s.cost, r.body
+FROM input i LEFT JOIN outcome o ON o.no = i.no LEFT JOIN reply r ON r.no = i.no
+    LEFT JOIN temp.spent s ON s.fingerprint = i.fingerprint AND s.custom_id = i.custom_id
+WHERE i.file = (SELECT file FROM file WHERE path = ?) AND i.line BETWEEN ? AND ? ORDER BY i.line
+"""
+_SPENT = """
+CREATE TEMP TABLE spent (fingerprint BLOB, custom_id TEXT, attempts INTEGER, lost INTEGER, cost REAL,
+    PRIMARY KEY (fingerprint, custom_id)) WITHOUT ROWID;
+INSERT INTO temp.spent SELECT fingerprint, custom_id, count(*), sum(lost), sum(cost) FROM attempt GROUP BY 1, 2;
+"""
+
+
+class Projection:
+    """The outcomes beside the input, stretch by stretch; sees the journal as it was when the projection was made."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+        db.execute("DROP TABLE IF EXISTS temp.spent")
+        db.executescript(_SPENT)
+
+    def stretch(self, path: str, first: int, last: int) -> Iterator[Projected]:
+        """Rows of one stretch of a file, in its order."""
+        return map(Projected._make, self._db.execute(_PROJECTION, (path, first, last)))
+
+    def files(self) -> list[tuple[str, str, int]]:
+        """(path, mark, rows) of the input files, in input order."""
+        return list(self._db.execute("SELECT path, mark, rows FROM file ORDER BY place"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Totals:
+    """Sums over the rows of the present input. Token sums leave out rows whose count is unknown; so does ``cost``."""
+
+    succeeded: int = 0
+    failed: int = 0
+    accepted: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: dict[str, float] = field(default_factory=dict)
+    cost_unknown: int = 0
+    empty: int = 0
+    cut_off: int = 0
+    refusals: int = 0
+    attempts: int = 0
+    lost_attempts: int = 0
+
+
+_TOTALS = """
+SELECT count(*) FILTER (WHERE status = 'succeeded'), count(*) FILTER (WHERE status = 'failed'),
+    count(*) FILTER (WHERE status = 'failed' AND accepted), ifnull(sum(prompt_tokens), 0),
+    ifnull(sum(completion_tokens), 0), count(*) FILTER (WHERE cost IS NULL AND status = 'succeeded'),
+    count(*) FILTER (WHERE remark = 'empty'), count(*) FILTER (WHERE finish_reason = 'length'),
+    count(*) FILTER (WHERE remark = 'refusal'), ifnull(sum(sent), 0), ifnull(sum(lost), 0)
+FROM input i JOIN outcome o ON o.no = i.no
+"""
+
+
+def totals(db: sqlite3.Connection) -> Totals:
+    """Sum up what stands in the journal for the present input; ``cost`` is by unit and includes earlier attempts."""
+    row = db.execute(_TOTALS).fetchone()
+    attempts, lost, earlier = db.execute(
+        "SELECT count(*), ifnull(sum(a.lost), 0), total(a.cost) FROM input i CROSS JOIN attempt a "
+        "ON a.fingerprint = i.fingerprint AND a.custom_id = i.custom_id WHERE EXISTS (SELECT 1 FROM attempt)"
+    ).fetchone()
+    cost = {
+        str(unit): float(amount)
+        for unit, amount in db.execute(
+            "SELECT o.cost_unit, sum(o.cost) FROM input i JOIN outcome o ON o.no = i.no WHERE o.cost IS NOT NULL GROUP BY 1"
+        )
+    }
+    if earlier:
+        unit = next(iter(cost), "USD")
+        cost[unit] = cost.get(unit, 0.0) + float(earlier)
+    return Totals(
+        succeeded=row[0],
+        failed=row[1],
+        accepted=row[2],
+        prompt_tokens=row[3],
+        completion_tokens=row[4],
+        cost=cost,
+        cost_unknown=row[5],
+        empty=row[6],
+        cut_off=row[7],
+        refusals=row[8],
+        attempts=row[9] + attempts,
+        lost_attempts=row[10] + lost,
+    )
+
+
+def failures(db: sqlite3.Connection, *, examples: int = 3) -> list[tuple[str, int, list[str], str]]:
+    """Failed rows grouped by code, most first: (code, how many, some ids, one message)."""
+    groups = db.execute(
+        "SELECT o.error_code, count(*) FROM input i JOIN outcome o ON o.no = i.no WHERE o.status = 'failed' "
+        "GROUP BY 1 ORDER BY 2 DESC"
+    ).fetchall()
+    found = []
+    for code, count in groups:
+        rows = db.execute(
+            "SELECT i.custom_id, o.error_message FROM input i JOIN outcome o ON o.no = i.no "
+            "WHERE o.status = 'failed' AND o.error_code = ? LIMIT ?",
+            (code, examples),
+        ).fetchall()
+        found.append((str(code), int(count), [str(row[0]) for row in rows], str(rows[0][1])))
+    return found
+
+
+def served_models(db: sqlite3.Connection) -> dict[str, int]:
+    """Which model answered how many of the rows."""
+    return {
+        str(name): int(count)
+        for name, count in db.execute(
+            "SELECT o.served_model, count(*) FROM input i JOIN outcome o ON o.no = i.no "
+            "WHERE o.served_model IS NOT NULL GROUP BY 1 ORDER BY 2 DESC"
+        )
+    }

@@ -1,0 +1,147 @@
+"""The journal's file: its schema, how it is opened, and the seam where SQLite's errors become sentences.
+
+Everything durable about a run is here. ``input`` is rebuilt whenever an input file or the request changes; ``outcome``,
+``reply`` and ``attempt`` only ever grow or are replaced by a newer outcome of the same row, so nothing paid for is
+forgotten. Replies stand in a table of their own: counting and matching a million outcomes must not read their text.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.errors import IncompleteError, RunFolderError
+
+VERSION = 1
+APPLICATION_ID = 0x70697065  # "pipe"
+NETWORK_FILE_SYSTEMS = frozenset(
+    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "lustre", "gpfs", "beegfs", "drvfs", "fuse.sshfs"}
+)
+
+SCHEMA = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE run (
+    run INTEGER PRIMARY KEY, name TEXT NOT NULL, started_at REAL NOT NULL, ended_at REAL, how TEXT,
+    host TEXT NOT NULL, pid INTEGER NOT NULL, boot_id TEXT NOT NULL);
+CREATE TABLE file (
+    file INTEGER PRIMARY KEY, path TEXT NOT NULL UNIQUE, place INTEGER NOT NULL, mark TEXT NOT NULL, rows INTEGER NOT NULL,
+    columns TEXT NOT NULL);
+CREATE TABLE input (
+    file INTEGER NOT NULL, line INTEGER NOT NULL, no INTEGER NOT NULL, custom_id TEXT NOT NULL, fingerprint BLOB NOT NULL,
+    PRIMARY KEY (file, line)) WITHOUT ROWID;
+CREATE TABLE outcome (
+    no INTEGER PRIMARY KEY, custom_id TEXT NOT NULL, fingerprint BLOB NOT NULL, status TEXT NOT NULL,
+    error_code TEXT, error_message TEXT, model TEXT, served_model TEXT, finish_reason TEXT, remark TEXT,
+    prompt_tokens INTEGER, completion_tokens INTEGER, cached_tokens INTEGER, reasoning_tokens INTEGER,
+    usage_estimated INTEGER NOT NULL, cost REAL, cost_unit TEXT, cost_source TEXT NOT NULL, sent INTEGER NOT NULL, lost INTEGER NOT NULL,
+    latency_s REAL, request_id TEXT, completed_at REAL NOT NULL, run INTEGER NOT NULL,
+    redo INTEGER NOT NULL DEFAULT 0, accepted INTEGER NOT NULL DEFAULT 0, superseded INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE reply (no INTEGER PRIMARY KEY, body BLOB NOT NULL);
+CREATE TABLE attempt (
+    custom_id TEXT NOT NULL, fingerprint BLOB NOT NULL, call_id TEXT NOT NULL, code TEXT NOT NULL, lost INTEGER NOT NULL,
+    cost REAL, at REAL NOT NULL, run INTEGER NOT NULL);
+CREATE INDEX attempt_row ON attempt (fingerprint, custom_id);
+"""
+
+
+@contextmanager
+def sentences(path: Path) -> Iterator[None]:
+    """Map what SQLite raises to errors for people, once, here."""
+    try:
+        yield
+    except sqlite3.DatabaseError as exc:
+        text = str(exc)
+        if "disk is full" in text or "disk I/O" in text:
+            raise IncompleteError(
+                f"cannot write the journal {path} ({text}): make room on that disk, then run the same command again"
+            ) from exc
+        if "locked" in text:
+            raise IncompleteError(
+                f"the journal {path} is in use by another process; try again when it has ended"
+            ) from exc
+        if "readonly" in text or "unable to open" in text:
+            raise RunFolderError(f"cannot open the journal {path} for writing ({text}): check its permissions") from exc
+        raise RunFolderError(
+            f"the journal {path} is damaged ({text}). It was not touched: keep a copy of its folder, and give "
+            "another --run-dir to start anew"
+        ) from exc
+
+
+def connect(path: Path, *, create: bool) -> sqlite3.Connection:
+    """Open the journal for a run (``create``) or for reading only, after checking that it is one of ours.
+
+    Raises ``RunFolderError`` when it is missing (reading), damaged, something else, or of a newer version.
+    """
+    if not create and not path.exists():
+        raise RunFolderError(f"there is no journal at {path}: nothing has been run there yet")
+    with sentences(path):
+        if create:
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # SQLite's -wal and -shm take over these permissions
+        mode = "rw" if create else "ro"
+        db = sqlite3.connect(
+            f"{path.resolve().as_uri()}?mode={mode}",
+            uri=True,
+            isolation_level=None,
+            check_same_thread=False,
+            cached_statements=64,
+            timeout=5,
+        )
+        try:
+            _prepare(db, path, create=create)
+        except BaseException:
+            db.close()
+            raise
+    return db
+
+
+def _prepare(db: sqlite3.Connection, path: Path, *, create: bool) -> None:
+    if create and file_system_of(path) in NETWORK_FILE_SYSTEMS:
+        db.execute("PRAGMA locking_mode = EXCLUSIVE")  # WAL's shared memory does not work across a network
+    application_id = db.execute("PRAGMA application_id").fetchone()[0]
+    tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    if tables == 0 and create:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.executescript(
+            f"BEGIN; {SCHEMA} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION}; COMMIT;"
+        )
+    elif application_id != APPLICATION_ID:
+        raise RunFolderError(f"{path} is an SQLite file, but no journal of pipeline's; it was not touched")
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if version != VERSION:
+        raise RunFolderError(
+            f"the journal {path} has schema version {version}, this pipeline reads version {VERSION}: "
+            "run it with the pipeline that wrote it, or give another --run-dir"
+        )
+    db.execute("PRAGMA synchronous = FULL")
+    db.execute("PRAGMA cache_size = -32000")
+    db.execute("PRAGMA temp_store = FILE")
+
+
+def file_system_of(path: Path) -> str:
+    """The type of the file system that holds ``path`` as /proc/mounts names it; empty where there is no such list."""
+    mounts = Path("/proc/self/mounts")
+    if not mounts.exists():
+        return ""
+    best, kind = "", ""
+    where = str(path.resolve())
+    for line in mounts.read_text(encoding="utf-8", errors="replace").splitlines():
+        _, point, fs, *_ = line.split(" ")
+        point = point.replace("\\040", " ")
+        inside = where == point or where.startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= len(best):
+            best, kind = point, fs
+    return kind
+
+
+def get(db: sqlite3.Connection, key: str) -> str | None:
+    """One fact about the journal as a whole."""
+    found = db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+    return None if found is None else str(found[0])
+
+
+def put(db: sqlite3.Connection, key: str, value: str) -> None:
+    """Write one fact about the journal as a whole."""
+    db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))

@@ -1,0 +1,179 @@
+"""The journal's one writer: outcomes become durable in groups, and are counted only then.
+
+Natural group commit: while one COMMIT (an fsync) runs in a thread, the next outcomes gather; they are inserted on the
+loop in one go and committed together. Inserting on the loop costs it a few microseconds a row; a step per row in the
+thread would fight the loop for the interpreter at every one of them. At most ``slots`` outcomes are not yet durable:
+whoever has one more waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from pipeline.journal.inflight import InFlightTable
+from pipeline.journal.store import sentences
+from pipeline.records import Attempt, Outcome, Request, Usage
+
+Record = Outcome | Attempt
+NO_USAGE = Usage()
+
+_INSERT_OUTCOME = """
+INSERT OR REPLACE INTO outcome (no, custom_id, fingerprint, status, error_code, error_message, model, served_model,
+    finish_reason, remark, prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, usage_estimated, cost,
+    cost_unit, cost_source, sent, lost, latency_s, request_id, completed_at, run)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
+_INSERT_ATTEMPT = "INSERT INTO attempt VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+# A row done again keeps what its earlier outcome cost.
+_KEEP_REPLACED = """
+INSERT INTO attempt SELECT custom_id, fingerprint, '', 'replaced', lost, cost, completed_at, run
+FROM outcome WHERE no = ? AND sent
+"""
+
+
+class Writer:
+    """``await keep(...)`` hands a record over; ``kept`` is called with each group once it is on disk."""
+
+    def __init__(
+        self,
+        db: sqlite3.Connection,
+        path: Path,
+        table: InFlightTable,
+        *,
+        run: int,
+        slots: int,
+        kept: Callable[[Sequence[Record]], None],
+    ) -> None:
+        self._db = db
+        self._path = path
+        self._table = table
+        self._run = run
+        self._slots = slots
+        self._kept = kept
+        self._gathered: list[tuple[Record, int | None]] = []
+        self._committing: list[tuple[Record, int | None]] = []
+        self._work = asyncio.Event()
+        self._room = asyncio.Event()
+        self._closing = False
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal-commit")
+        self._redone = db.execute("SELECT 1 FROM outcome WHERE redo LIMIT 1").fetchone() is not None
+
+    def enter(self, request: Request, call_id: str) -> int:
+        """Note a request as in flight, before it is sent; returns its entry in the table."""
+        return self._table.enter(request.custom_id, request.index, request.fingerprint, call_id)
+
+    def clear(self, entry: int) -> None:
+        """The request ended without anything to keep: it was refused before any work was done for it."""
+        self._table.clear(entry)
+
+    @property
+    def undurable(self) -> int:
+        """Records handed over that are not on disk yet."""
+        return len(self._gathered) + len(self._committing)
+
+    async def keep(self, record: Record, entry: int | None) -> None:
+        """Hand over a record and the in-flight entry that its durability clears; waits while too many are not durable."""
+        try:
+            while self.undurable >= self._slots:
+                self._room.clear()
+                await self._room.wait()
+        finally:  # also when cancelled: what is finished is paid for
+            self._gathered.append((record, entry))
+            self._work.set()
+
+    def close(self) -> None:
+        """Write what is left, then let ``write`` return."""
+        self._closing = True
+        self._work.set()
+
+    async def write(self) -> None:
+        """The writer's life; ends after ``close``. A journal that cannot be written raises and so ends the run."""
+        loop = asyncio.get_running_loop()
+        try:
+            while not (self._closing and not self._gathered):
+                await self._work.wait()
+                self._work.clear()
+                if not self._gathered:
+                    continue
+                self._committing, self._gathered = self._gathered, []
+                with sentences(self._path):
+                    self._insert([record for record, _ in self._committing])
+                    await loop.run_in_executor(self._thread, self._db.execute, "COMMIT")
+                self._done()
+        finally:
+            self._thread.shutdown(wait=True)
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")  # could not be written; the in-flight table still names what was in it
+
+    def _insert(self, records: list[Record]) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+        outcomes = [record for record in records if isinstance(record, Outcome)]
+        attempts = [record for record in records if isinstance(record, Attempt)]
+        if attempts:
+            self._db.executemany(_INSERT_ATTEMPT, [_attempt_values(attempt, self._run) for attempt in attempts])
+        if outcomes:
+            if self._redone:
+                self._db.executemany(_KEEP_REPLACED, [(outcome.index,) for outcome in outcomes])
+                self._db.executemany("DELETE FROM reply WHERE no = ?", [(outcome.index,) for outcome in outcomes])
+            self._db.executemany(_INSERT_OUTCOME, [_outcome_values(outcome, self._run) for outcome in outcomes])
+            self._db.executemany(
+                "INSERT INTO reply VALUES (?, ?)",
+                [(outcome.index, outcome.completion.raw) for outcome in outcomes if outcome.completion is not None],
+            )
+
+    def _done(self) -> None:
+        for _, entry in self._committing:
+            if entry is not None:
+                self._table.clear(entry)
+        records = [record for record, _ in self._committing]
+        self._committing = []
+        self._room.set()
+        self._kept(records)
+
+
+def _attempt_values(attempt: Attempt, run: int) -> tuple[object, ...]:
+    return (
+        attempt.custom_id,
+        attempt.fingerprint,
+        attempt.call_id,
+        attempt.code,
+        attempt.lost,
+        attempt.cost,
+        attempt.at,
+        run,
+    )
+
+
+def _outcome_values(outcome: Outcome, run: int) -> tuple[object, ...]:
+    completion = outcome.completion
+    usage = completion.usage if completion else NO_USAGE
+    return (
+        outcome.index,
+        outcome.custom_id,
+        outcome.fingerprint,
+        outcome.status,
+        outcome.error_code,
+        outcome.error_message,
+        outcome.model,
+        completion.model if completion else None,
+        completion.finish_reason if completion else None,
+        completion.remark if completion else None,
+        usage.prompt_tokens,
+        usage.completion_tokens,
+        usage.cached_tokens,
+        usage.reasoning_tokens,
+        usage.estimated,
+        outcome.cost.amount,
+        outcome.cost.unit,
+        outcome.cost.source,
+        outcome.sent,
+        outcome.lost,
+        outcome.latency_s,
+        outcome.request_id,
+        outcome.completed_at,
+        run,
+    )

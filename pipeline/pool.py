@@ -1,0 +1,229 @@
+"""The life of one request: slot -> send -> verdict -> outcome, or wait and again.
+
+``slots`` long-lived workers take tickets from one backlog; a ticket that waits for its next try sits in a timer and
+holds no slot. Time is the loop's, so that tests can run it virtually; the wall clock is injected.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from pipeline.accounting import Accounting
+from pipeline.backlog import Backlog, Item, Ticket
+from pipeline.errors import BudgetError, GatewayError, PipelineError
+from pipeline.gateways import OpenAI
+from pipeline.records import Attempt, Completion, Cost, Kind, Outcome, Reply, Request, Verdict
+from pipeline.retry import Backoff
+
+UNREACHED_S = 60.0
+LEAST_WAITING = 16
+
+
+class Keeper(Protocol):
+    """Where ends of requests are kept: the journal's writer, or a list in tests."""
+
+    def enter(self, request: Request, call_id: str) -> int: ...
+    def clear(self, entry: int) -> None: ...
+    async def keep(self, record: Outcome | Attempt, entry: int | None) -> None: ...
+
+
+class Sender(Protocol):
+    """The seam to the network."""
+
+    async def send(self, endpoint: str, body: bytes, headers: Mapping[str, str]) -> Reply: ...
+
+
+@dataclass(slots=True, kw_only=True)
+class Activity:
+    """What the pool is doing now, for the progress line."""
+
+    busy: int = 0
+    retries: int = 0
+    held: int = 0
+    last_trouble: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What the pool works by."""
+
+    slots: int
+    run_name: str
+    max_attempts: int
+    fail_on_length: bool = False
+    reached: bool = False
+    backoff: Backoff = field(default_factory=Backoff)
+
+
+class Pool:
+    """Works off a feed with ``terms.slots`` workers; ``stopped`` is why it ended early, if it did."""
+
+    def __init__(
+        self,
+        terms: Terms,
+        *,
+        sender: Sender,
+        dialect: OpenAI,
+        accounting: Accounting,
+        keeper: Keeper,
+        wall_clock: Callable[[], float],
+    ) -> None:
+        self._terms = terms
+        self._sender = sender
+        self._dialect = dialect
+        self._accounting = accounting
+        self._keeper = keeper
+        self._now = wall_clock
+        self._reached = terms.reached
+        self._unreached_since: float | None = None
+        self._backlog = Backlog(most_waiting=max(terms.slots, LEAST_WAITING), low_water=2 * terms.slots)
+        self.activity = Activity()
+        self.stopped: PipelineError | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Rows that wait for their next try."""
+        return self._backlog.waiting
+
+    async def work(self, feed: AsyncGenerator[Sequence[Item], None]) -> None:
+        """Run until the feed is worked off or the pool was told to ``drain``."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._feed(feed), name="feed")
+            for number in range(self._terms.slots):
+                group.create_task(self._worker(), name=f"slot-{number}")
+
+    async def _feed(self, feed: AsyncGenerator[Sequence[Item], None]) -> None:
+        try:
+            await self._backlog.feed(feed)
+        except PipelineError as exc:
+            self._stop(exc)  # what is in flight is still finished and kept
+
+    def drain(self) -> None:
+        """Start nothing more; what is in flight is finished and kept."""
+        self._backlog.close()
+
+    async def _worker(self) -> None:
+        while (item := await self._backlog.get()) is not None:
+            if isinstance(item, Outcome):
+                await self._keeper.keep(item, None)
+            else:
+                await self._try(item)
+            self._backlog.settle()
+
+    async def _try(self, ticket: Ticket) -> None:
+        request = ticket.request
+        ticket.sends += 1
+        call_id = f"{self._terms.run_name}-{request.index}-{ticket.sends}"
+        entry = self._keeper.enter(request, call_id)
+        self.activity.busy += 1
+        try:
+            reply = await self._sender.send(
+                request.endpoint, self._dialect.dress(request), self._dialect.headers(call_id)
+            )
+        finally:
+            self.activity.busy -= 1
+        verdict = self._dialect.classify(reply)
+        match verdict.kind:
+            case Kind.OK | Kind.REJECTED:
+                self._reached = True
+                await self._keeper.keep(self._outcome(ticket, reply, verdict), entry)
+            case Kind.TRANSIENT:
+                self._reached = self._reached or reply.status > 0
+                await self._charge(ticket, reply, verdict, entry, call_id)
+            case Kind.THROTTLED | Kind.OUTAGE:
+                self._keeper.clear(entry)
+                self._hold(ticket, verdict)
+            case Kind.FATAL:
+                self._keeper.clear(entry)
+                self._stop(_fatal(verdict))
+
+    async def _charge(self, ticket: Ticket, reply: Reply, verdict: Verdict, entry: int, call_id: str) -> None:
+        """This try counts; the row fails when it was its last, else it waits."""
+        ticket.tries += 1
+        self.activity.last_trouble = f"{verdict.code}: {verdict.message}"
+        if ticket.tries >= self._terms.max_attempts:
+            await self._keeper.keep(self._outcome(ticket, reply, verdict), entry)
+            return
+        attempt = Attempt(
+            custom_id=ticket.request.custom_id,
+            fingerprint=ticket.request.fingerprint,
+            call_id=call_id,
+            code=verdict.code,
+            lost=reply.failure is not None,
+            cost=None,
+            at=self._now(),
+        )
+        await self._keeper.keep(attempt, entry)
+        self._put_back(ticket, self._terms.backoff.delay(ticket.tries, verdict.retry_after_s))
+
+    def _hold(self, ticket: Ticket, verdict: Verdict) -> None:
+        """The gateway's doing, not the row's: it waits and is charged nothing."""
+        self.activity.last_trouble = f"{verdict.code}: {verdict.message}"
+        self.activity.held += 1
+        if verdict.kind is Kind.THROTTLED:
+            self._reached = True
+        elif not self._reached and self._is_unreachable():
+            self._stop(_unreached(verdict))
+        ticket.waits += 1
+        self._put_back(ticket, self._terms.backoff.delay(ticket.waits, verdict.retry_after_s))
+
+    def _put_back(self, ticket: Ticket, delay_s: float) -> None:
+        self.activity.retries += 1
+        self._backlog.put_back(ticket, delay_s)
+
+    def _is_unreachable(self) -> bool:
+        now = asyncio.get_running_loop().time()
+        if self._unreached_since is None:
+            self._unreached_since = now
+        return now - self._unreached_since >= UNREACHED_S
+
+    def _stop(self, why: PipelineError) -> None:
+        if self.stopped is None:
+            self.stopped = why
+        self.drain()
+
+    def _outcome(self, ticket: Ticket, reply: Reply, verdict: Verdict) -> Outcome:
+        request = ticket.request
+        completion: Completion | None = None
+        cost = Cost()
+        if verdict.kind is Kind.OK:
+            completion = self._dialect.completion(reply)
+            cost = self._accounting.cost(completion.usage, model=request.model, served_model=completion.model)
+            if self._terms.fail_on_length and completion.finish_reason == "length":
+                verdict = Verdict(kind=Kind.REJECTED, code="length", message="the answer was cut off by max_tokens")
+        succeeded = verdict.kind is Kind.OK
+        return Outcome(
+            custom_id=request.custom_id,
+            index=request.index,
+            fingerprint=request.fingerprint,
+            status="succeeded" if succeeded else "failed",
+            model=request.model,
+            completion=completion,
+            error_code=None if succeeded else verdict.code,
+            error_message=None if succeeded else _with_tries(verdict.message, ticket.tries),
+            cost=cost,
+            latency_s=reply.elapsed_s,
+            request_id=self._dialect.request_id(reply),
+            completed_at=self._now(),
+            lost=reply.failure is not None,
+        )
+
+
+def _with_tries(message: str, tries: int) -> str:
+    return message if tries <= 1 else f"{message} (after {tries} tries)"
+
+
+def _fatal(verdict: Verdict) -> PipelineError:
+    if verdict.code == "budget_exceeded":
+        return BudgetError(f"the gateway's budget is used up: {verdict.message}")
+    return GatewayError(f"the gateway refuses this job ({verdict.code}): {verdict.message}")
+
+
+def _unreached(verdict: Verdict) -> PipelineError:
+    return GatewayError(
+        f"the gateway was not reached for {UNREACHED_S:.0f} s, and never before in this journal "
+        f"({verdict.code}): {verdict.message}. Check the base URL, the network and the VPN"
+    )

@@ -1,0 +1,125 @@
+"""From a workspace to a results file, and the sheet beside it that says where the results came from."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, get_args
+
+import orjson
+
+from pipeline.errors import UsageError
+from pipeline.job import FORMAT_OF_ENDING, OutputFormat
+from pipeline.journal import Journal, Projection, reader, sentences
+from pipeline.sink import Layout, Plan, Selection, Stretch, write_meta, write_results
+from pipeline.source import arrow_schema
+from pipeline.workspace import Workspace
+
+STRETCH_ROWS = 4096
+
+
+def export(
+    workspace: Workspace,
+    *,
+    path: Path,
+    output_format: OutputFormat,
+    selection: Selection = "all",
+    results_only: bool = False,
+    tick: Callable[[], None] = lambda: None,
+) -> int:
+    """Write results to ``path`` with ``<path>.meta.json`` beside it; returns the rows written. ``tick`` may raise."""
+    journal = workspace.journal
+    columns = workspace.layout()
+    if results_only or output_format == "batch":
+        columns = Layout(kept=(), results=columns.results)
+
+    def stretches() -> Iterator[Stretch]:
+        walk = workspace.feed.stretches(columns.kept) if columns.kept else _without_input(journal)
+        for stretch in walk:
+            tick()
+            yield stretch
+
+    with sentences(journal.path):
+        metadata = provenance(workspace)
+        plan = Plan(
+            path=path,
+            format=output_format,
+            layout=columns,
+            selection=selection,
+            stretches=stretches,
+            arrow=_arrow(workspace, columns) if output_format == "parquet" else None,
+            read_content=workspace.dialect.content,
+            metadata=metadata,
+        )
+        rows = write_results(Projection(journal.db), plan)
+    write_meta(path, metadata)
+    return rows
+
+
+def format_of(path: Path, asked: str | None) -> OutputFormat:
+    """The format asked for, else the one the ending names."""
+    named = asked or FORMAT_OF_ENDING.get(path.suffix.lower())
+    for known in get_args(OutputFormat):
+        if known == named:
+            return known  # type: ignore[no-any-return] # get_args of a Literal
+    raise UsageError(f"the ending of {path.name!r} names no format; use {', '.join(FORMAT_OF_ENDING)} or --format")
+
+
+def _without_input(journal: Journal) -> Iterator[Stretch]:
+    for path, last in journal.db.execute(
+        "SELECT f.path, max(i.line) FROM file f JOIN input i USING (file) GROUP BY f.file ORDER BY f.place"
+    ).fetchall():
+        for first in range(1, last + 1, STRETCH_ROWS):
+            yield Stretch(path=path, first=first, last=first + STRETCH_ROWS - 1, chunk=None)
+
+
+def _arrow(workspace: Workspace, columns: Layout) -> Any:
+    """The kept columns' common schema when every input file is Parquet; None otherwise."""
+    if not columns.kept or any(file.format != "parquet" for file in workspace.files):
+        return None
+    import pyarrow as pa
+
+    schemas = []
+    for file in workspace.files:
+        schema = arrow_schema(file)
+        schemas.append(pa.schema([schema.field(name) for name in columns.kept if name in schema.names]))
+    try:
+        common = pa.unify_schemas(schemas, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as exc:
+        raise UsageError(
+            f"the input files disagree on a column's type ({exc}); write the results as JSONL (-o results.jsonl), or leave "
+            "that column out with output.keep"
+        ) from exc
+    return pa.schema([common.field(name) for name in columns.kept])
+
+
+def provenance(workspace: Workspace) -> dict[str, Any]:
+    """Where the results came from: job, prompt, params, gateway, served models, input files, versions, totals."""
+    job, journal = workspace.job, workspace.journal
+    totals = reader.totals(journal.db)
+    return {
+        "job": orjson.loads(job.model_dump_json(exclude={"gateway": {"api_key_file"}})),
+        "job_file": None if job.source is None else str(job.source),
+        "gateway": {"preset": job.gateway.preset, "family": job.preset.family, "base_url": job.base_url},
+        "served_models": reader.served_models(journal.db),
+        "inputs": [
+            {"path": path, "rows": rows, "blake2b": _digest_of(Path(path))}
+            for path, rows in journal.db.execute("SELECT path, rows FROM file ORDER BY place").fetchall()
+        ],
+        "versions": {"pipeline": version("pipeline"), "python": sys.version.split()[0]},
+        "totals": asdict(totals),
+        "written_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _digest_of(path: Path) -> str | None:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    except OSError:
+        return None  # moved since it was indexed: its rows are in the journal, its bytes are not here to be digested

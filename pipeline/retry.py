@@ -1,0 +1,22 @@
+"""How long a row waits before its next try. The waiting itself holds no slot; the pool sees to that."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backoff:
+    """Exponential, with jitter: rows that failed together must not come back together. All in seconds."""
+
+    first_s: float = 1.0
+    most_s: float = 60.0
+    random: random.Random = field(default_factory=random.Random)
+
+    def delay(self, tries: int, retry_after_s: float | None = None) -> float:
+        """Seconds to wait after the ``tries``-th try (from 1); never less than the gateway asked for."""
+        most = min(self.most_s, self.first_s * 2.0 ** min(tries - 1, 32))
+        if retry_after_s is not None:
+            return retry_after_s + self.random.uniform(0.0, min(1.0, 0.1 * retry_after_s))
+        return self.random.uniform(0.5, 1.0) * most

@@ -1,0 +1,381 @@
+"""One run: lock, open, recover, index, guard, send, export, sum up. Read ``Run.live`` top to bottom."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import orjson
+
+from pipeline.accounting import Accounting, PriceOf
+from pipeline.client import Client, Connection
+from pipeline.errors import IncompleteError, InterruptedRunError, PipelineError, UsageError
+from pipeline.job import Job
+from pipeline.journal import Counts, Index, Lock, Recovered, Writer, reader
+from pipeline.pool import Pool, Terms
+from pipeline.progress import Display, Silent, StatusFile, Tally
+from pipeline.records import Summary
+from pipeline.results import export
+from pipeline.selection import Redo, mark
+from pipeline.signals import Signals
+from pipeline.workspace import Workspace, make_folder, opened
+
+SHOW_EVERY_S = 0.5
+STATUS_EVERY_S = 2.0
+GUARD_SHARE = 0.10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """What this one call asks for besides the job. ``most`` stops after so many rows; ``publish`` False leaves the output."""
+
+    redo: Redo = field(default_factory=Redo)
+    accept_changes: bool = False
+    accept_failed: bool = False
+    most: int | None = None
+    publish: bool = True
+
+
+class Run:
+    """One run of one job. ``confirm`` asks a person a yes-or-no question; None means that nobody is there to ask."""
+
+    def __init__(
+        self,
+        job: Job,
+        wishes: Wishes,
+        *,
+        display: Display | None = None,
+        confirm: Callable[[str], bool] | None = None,
+        signals: Signals | None = None,
+    ) -> None:
+        self._job = job
+        self._wishes = wishes
+        self._display = display or Silent()
+        self._confirm = confirm
+        self._signals = signals or Signals()
+        self._started = time.monotonic()
+        self._in_flight: list[str] = []
+
+    async def live(self) -> Summary:
+        """The life of a run. Raises ``PipelineError`` for what stops it before anything is sent."""
+        folder = make_folder(self._job)
+        key = self._job.api_key()
+        with Lock(folder), opened(self._job, slots=self._job.concurrency, adopt=self._wishes.accept_changes) as space:
+            status = StatusFile(folder, self._facts(space))
+            self._recover(space.journal.recover())
+            space.journal.start_run()
+            index = await asyncio.to_thread(space.feed.index, space.spec, tick=self._tick_index)
+            space.layout()  # a clash of columns must show before anything is sent
+            mark(space, self._wishes.redo)
+            if self._wishes.accept_failed:
+                space.journal.accept_failed()
+            counts = index.counts(has_ids=space.id_column is not None)
+            self._guard(index, counts, space)
+            self._announce(counts)
+            why = await self._send(space, index, counts, status, key.get_secret_value() if key else None)
+            summary = await self._finish(space, counts, why)
+            status.write(None, state="ended", **asdict(summary))
+            return summary
+
+    def _facts(self, space: Workspace) -> dict[str, object]:
+        return {
+            "run_folder": str(space.folder),
+            "output": str(self._job.output.path),
+            "model": self._job.model,
+            "gateway": self._job.gateway.preset,
+            "started_at": time.time(),
+        }
+
+    # before anything is sent
+
+    def _recover(self, left: Recovered | None) -> None:
+        if left is None:
+            return
+        self._in_flight = left.in_flight
+        if left.in_flight:
+            names = ", ".join(left.in_flight[:10]) + (", ..." if len(left.in_flight) > 10 else "")
+            self._display.say(
+                f"The last run was killed with {len(left.in_flight)} requests in flight; the gateway may bill them without "
+                f"our having the answers. They are sent again, and counted in lost_attempts: {names}"
+            )
+        if left.may_be_incomplete:
+            self._display.say("The machine was restarted since: that list may be incomplete.")
+
+    def _tick_index(self, rows: int) -> None:
+        self._signals.check()
+        if rows % 200_000 < 1024 and rows >= 200_000:
+            self._display.say(f"reading the input: {rows:,} rows")
+
+    def _guard(self, index: Index, counts: Counts, space: Workspace) -> None:
+        """Never buy again by accident: many done rows whose request changed need a yes."""
+        if counts.changed == 0:
+            return
+        if counts.changed > GUARD_SHARE * counts.bought and not self._wishes.accept_changes:
+            text = (
+                f"{counts.changed:,} done rows changed (prompt, parameters, model or data) and would be sent and paid for "
+                f"again, of {counts.bought:,} done"
+            )
+            if self._confirm is None or not self._confirm(f"{text}. Send them?"):
+                raise UsageError(f"{text}: to do that, add --accept-changes; nothing was sent")
+        index.supersede(has_ids=space.id_column is not None)
+
+    def _announce(self, counts: Counts) -> None:
+        done = counts.succeeded + counts.failed
+        if counts.pending == 0:
+            self._display.say(f"All {counts.rows:,} rows are done; nothing is sent.")
+        elif done or counts.changed or counts.redo:
+            again = f", {counts.redo:,} to do again" if counts.redo else ""
+            self._display.say(f"{counts.new:,} new, {counts.changed:,} changed, {done:,} kept{again}.")
+
+    # sending
+
+    async def _send(
+        self, space: Workspace, index: Index, counts: Counts, status: StatusFile, key: str | None
+    ) -> PipelineError | None:
+        """Work off what is pending; returns why it stopped early, if it did."""
+        if counts.pending == 0:
+            return None
+        space.journal.put("results", "stale")
+        tally = self._tally(space, counts)
+        async with AsyncExitStack() as stack:
+            connection = await self._connection(stack, key)
+            client = await stack.enter_async_context(Client(connection))
+            writer = space.journal.writer(slots=self._job.concurrency, kept=tally.kept)
+            pool = Pool(
+                self._terms(space, counts),
+                sender=client,
+                dialect=space.dialect,
+                accounting=Accounting(_prices(self._job)),
+                keeper=writer,
+                wall_clock=time.time,
+            )
+            failure = await self._work(space, index, pool, writer, tally, status)
+        self._display.close()
+        if (cut_off := space.journal.recover()) is not None:
+            self._in_flight += cut_off.in_flight
+        return failure or pool.stopped or self._signals.error
+
+    async def _work(
+        self, space: Workspace, index: Index, pool: Pool, writer: Writer, tally: Tally, status: StatusFile
+    ) -> PipelineError | None:
+        """The pool works, the writer keeps, the display shows; the writer outlives the pool, whatever ends that."""
+        failure: PipelineError | None = None
+        working = asyncio.create_task(pool.work(space.feed.items(index, most=self._wishes.most)), name="pool")
+        self._signals.on_first(lambda: self._drain(pool))
+        self._signals.on_second(working.cancel)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(writer.write(), name="journal")
+                showing = group.create_task(self._show(pool, tally, status), name="progress")
+                await asyncio.wait([working])
+                showing.cancel()
+                writer.close()
+        except* PipelineError as stopped:
+            failure = next(exc for exc in stopped.exceptions if isinstance(exc, PipelineError))
+        finally:
+            working.cancel()  # only if the writer failed: then nothing more can be kept
+        await asyncio.wait([working])
+        if not working.cancelled():
+            working.result()  # a defect of ours shows here, after all that is finished was kept
+        return failure
+
+    def _drain(self, pool: Pool) -> None:
+        pool.drain()
+        busy = pool.activity.busy
+        self._display.say(f"Stopping: {busy} requests in flight are finished first; once more (Ctrl-C) cuts them off.")
+
+    def _terms(self, space: Workspace, counts: Counts) -> Terms:
+        return Terms(
+            slots=self._job.concurrency,
+            run_name=space.journal.name,
+            max_attempts=self._job.limits.max_attempts,
+            fail_on_length=self._job.request.on_length == "fail",
+            reached=counts.bought > 0,
+        )
+
+    def _tally(self, space: Workspace, counts: Counts) -> Tally:
+        totals = reader.totals(space.journal.db)
+        return Tally(
+            total=counts.rows if self._wishes.most is None else counts.succeeded + counts.failed + self._wishes.most,
+            completed=counts.succeeded,
+            failed=counts.failed,
+            slots=self._job.concurrency,
+            tokens=totals.prompt_tokens + totals.completion_tokens,
+            cost=totals.cost,
+            cost_unknown=totals.cost_unknown,
+        )
+
+    async def _connection(self, stack: AsyncExitStack, key: str | None) -> Connection:
+        base_url = self._job.base_url
+        if base_url is None:
+            from pipeline.simulator import Settings, Simulator
+
+            simulator = await stack.enter_async_context(Simulator(Settings(latency_s=0.05, jitter=0.4)))
+            base_url = simulator.base_url
+        return Connection(
+            base_url=base_url,
+            api_key=key,
+            timeout_s=self._job.gateway.timeout,
+            connect_timeout_s=self._job.gateway.connect_timeout,
+            ip_version=self._job.gateway.ip_version,
+        )
+
+    async def _show(self, pool: Pool, tally: Tally, status: StatusFile) -> None:
+        written = 0.0
+        while True:
+            snapshot = tally.snapshot(
+                state="running", busy=pool.activity.busy, waiting=pool.waiting, trouble=pool.activity.last_trouble
+            )
+            self._display.show(snapshot)
+            if time.monotonic() - written >= STATUS_EVERY_S:
+                written = time.monotonic()
+                status.write(snapshot)
+            await asyncio.sleep(SHOW_EVERY_S)
+
+    # the end
+
+    async def _finish(self, space: Workspace, counts: Counts, why: PipelineError | None) -> Summary:
+        index = space.journal.index()
+        after = index.counts(has_ids=space.id_column is not None)
+        if after.pending == 0 and self._wishes.publish and why is None:
+            why = await self._publish(space)
+        totals = reader.totals(space.journal.db)
+        code, reason = _how_it_ended(after, totals, why)
+        space.journal.end_run(reason)
+        complete = after.pending == 0 and why is None and self._wishes.publish
+        return Summary(
+            exit_code=code,
+            reason=reason,
+            total=after.rows,
+            completed=after.succeeded,
+            failed=after.failed,
+            pending=after.pending,
+            accepted=totals.accepted,
+            new=counts.new,
+            changed=counts.changed,
+            kept=counts.succeeded + counts.failed,
+            sent=counts.pending - after.pending,
+            prompt_tokens=totals.prompt_tokens,
+            completion_tokens=totals.completion_tokens,
+            cost=totals.cost,
+            cost_unknown=totals.cost_unknown,
+            empty=totals.empty,
+            cut_off=totals.cut_off,
+            refusals=totals.refusals,
+            attempts=totals.attempts,
+            lost_attempts=totals.lost_attempts,
+            elapsed_s=time.monotonic() - self._started,
+            run_folder=str(space.folder),
+            results=str(self._job.output.path) if complete else None,
+            in_flight=self._in_flight,
+            failures=reader.failures(space.journal.db) if totals.failed else [],
+            served_models=reader.served_models(space.journal.db),
+        )
+
+    async def _publish(self, space: Workspace) -> PipelineError | None:
+        """Write the results file, unless the one there is of this journal as it is now."""
+        output = self._job.output
+        settings = orjson.dumps([str(output.path), self._job.output_format, output.keep, output.prefix]).decode()
+        if output.path.exists() and space.journal.get("results") == f"{settings} {output.path.stat().st_mtime_ns}":
+            return None
+        try:
+            await asyncio.to_thread(
+                export, space, path=output.path, output_format=self._job.output_format, tick=self._signals.check
+            )
+        except (IncompleteError, InterruptedRunError) as exc:
+            return exc
+        space.journal.put("results", f"{settings} {output.path.stat().st_mtime_ns}")
+        return None
+
+
+def _how_it_ended(counts: Counts, totals: reader.Totals, why: PipelineError | None) -> tuple[int, str]:
+    if why is not None:
+        return why.exit_code, str(why)
+    if counts.pending:
+        return 75, "stopped before all rows were done"
+    if counts.failed > totals.accepted:
+        return 3, "finished; some rows failed"
+    return 0, "finished"
+
+
+def _prices(job: Job) -> dict[str, PriceOf]:
+    return {
+        model: PriceOf(
+            prompt=price.input_per_million,
+            completion=price.output_per_million,
+            cached=price.cached_per_million,
+            unit=price.unit,
+        )
+        for model, price in job.prices.items()
+    }
+
+
+async def arun(
+    job: Job,
+    wishes: Wishes | None = None,
+    *,
+    display: Display | None = None,
+    confirm: Callable[[str], bool] | None = None,
+) -> Summary:
+    """Run or resume a job inside a running event loop; see ``run``. Leaves signals alone."""
+    return await Run(job, wishes or Wishes(), display=display, confirm=confirm).live()
+
+
+def run(
+    job: Job,
+    wishes: Wishes | None = None,
+    *,
+    display: Display | None = None,
+    confirm: Callable[[str], bool] | None = None,
+) -> Summary:
+    """Run or resume a job to its end and sum it up; the same call again resumes.
+
+    Where a loop is running already (Jupyter) it works in a thread of its own. On the main thread SIGINT and SIGTERM
+    drain, a second one cuts off. Raises ``PipelineError`` for what stops it before anything is sent; what stops it later
+    is in the summary's ``exit_code`` and ``reason``.
+    """
+
+    async def main() -> Summary:
+        with Signals.installed() as signals:
+            return await Run(job, wishes or Wishes(), display=display, confirm=confirm, signals=signals).live()
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return _run_loop(main)
+    return _in_thread(main)
+
+
+def _run_loop(main: Callable[[], Coroutine[Any, Any, Summary]]) -> Summary:
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(main())
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+def _in_thread(main: Callable[[], Coroutine[Any, Any, Summary]]) -> Summary:
+    box: list[Summary | BaseException] = []
+
+    def body() -> None:
+        try:
+            box.append(_run_loop(main))
+        except BaseException as exc:  # noqa: BLE001 - carried over to the caller's thread, nothing is swallowed
+            box.append(exc)
+
+    thread = threading.Thread(target=body, name="pipeline-run")
+    thread.start()
+    thread.join()
+    if isinstance(box[0], BaseException):
+        raise box[0]
+    return box[0]

@@ -1,0 +1,65 @@
+"""Which done rows are to be done again: failed ones, rows whose result column has a value, or rows named by id."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from pipeline.errors import UsageError
+from pipeline.journal import Projection
+from pipeline.sink import TYPES, matching
+from pipeline.workspace import Workspace
+
+STRETCH_ROWS = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Redo:
+    """``failed`` True: all failed rows; a code: those. ``column``: ``COLUMN=VALUE`` or ``COLUMN!=VALUE``. ``ids``: a file."""
+
+    failed: bool | str = False
+    columns: tuple[str, ...] = ()
+    ids: Path | None = None
+
+
+def mark(space: Workspace, redo: Redo) -> None:
+    """Have these rows' outcomes made anew. It is durable: an interrupted run goes on with them. Raises ``UsageError``."""
+    journal = space.journal
+    if redo.failed:
+        code = redo.failed if isinstance(redo.failed, str) else None
+        journal.mark_redo(journal.failed_numbers(code))
+    for condition in redo.columns:
+        journal.mark_redo(list(_matching(space, condition)))
+    if redo.ids is not None:
+        journal.mark_redo(_named(space, redo.ids))
+
+
+def _matching(space: Workspace, condition: str) -> Iterator[int]:
+    column, sign, value = condition.partition("=")
+    if not sign:
+        raise UsageError(f"--redo takes COLUMN=VALUE or COLUMN!=VALUE, not {condition!r}")
+    equal = not column.endswith("!")
+    column = column.removesuffix("!").strip()
+    if column not in TYPES:
+        raise UsageError(f"--redo: there is no result column {column!r}; there are: {', '.join(TYPES)}")
+    projection = Projection(space.journal.db)
+    for path, _, _ in projection.files():
+        rows = projection.stretch(path, 1, 2**62)
+        while stretch := list(islice(rows, STRETCH_ROWS)):
+            yield from matching(stretch, column, value, equal=equal, read_content=space.dialect.content)
+
+
+def _named(space: Workspace, path: Path) -> list[int]:
+    try:
+        ids = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as exc:
+        raise UsageError(f"--redo-ids: cannot read {path}: {exc}") from exc
+    numbers = []
+    for custom_id in ids:
+        found = space.journal.number_of(custom_id)
+        if found is None:
+            raise UsageError(f"--redo-ids: {path} names {custom_id!r}, which is no id of the input")
+        numbers.append(found)
+    return numbers

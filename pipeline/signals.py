@@ -1,0 +1,63 @@
+"""SIGINT and SIGTERM as a run meets them: the first one drains, the second one cuts off."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from pipeline.errors import IncompleteError, InterruptedRunError, PipelineError
+
+
+class Signals:
+    """Counts signals; ``error`` is what the run ends with when one came."""
+
+    def __init__(self) -> None:
+        self.error: PipelineError | None = None
+        self._actions: list[Callable[[], object]] = []
+        self._came = 0
+
+    @classmethod
+    @contextmanager
+    def installed(cls) -> Iterator[Signals]:
+        """Handle both signals while the block runs; only the main thread can, elsewhere they stay as they are."""
+        signals = cls()
+        if threading.current_thread() is not threading.main_thread():
+            yield signals
+            return
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, signals.receive, number)
+        try:
+            yield signals
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+    def on_first(self, action: Callable[[], object]) -> None:
+        """What the first signal does; at once if it has come already."""
+        self._actions = [action]
+        if self._came:
+            action()
+
+    def on_second(self, action: Callable[[], object]) -> None:
+        """What every further signal does."""
+        self._actions.append(action)
+
+    def receive(self, number: signal.Signals) -> None:
+        """A signal came."""
+        self._came += 1
+        if self.error is None:
+            if number == signal.SIGINT:
+                self.error = InterruptedRunError("interrupted (Ctrl-C)")
+            else:
+                self.error = IncompleteError("stopped by SIGTERM")
+        if self._actions:
+            self._actions[min(self._came, len(self._actions)) - 1]()
+
+    def check(self) -> None:
+        """Raise if a signal came: for the stretches of work that have nothing to drain."""
+        if self.error is not None:
+            raise self.error

@@ -1,0 +1,13 @@
+"""A gateway that misbehaves on a script: real HTTP on loopback, deterministic answers, its own billing ledger.
+
+The way of one request: ``server`` (sockets) -> ``gateway`` (key, limit, fault, answer, bill) -> ``chat`` or
+``embeddings`` (what was asked; ``answers`` and ``structured`` make up the text) -> ``dialect`` (how it looks on the
+wire). ``faults`` documents the script format.
+"""
+
+from pipeline.simulator.faults import Faults
+from pipeline.simulator.ledger import Entry, Ledger, Totals
+from pipeline.simulator.server import Simulator, serve
+from pipeline.simulator.settings import Settings
+
+__all__ = ["Entry", "Faults", "Ledger", "Settings", "Simulator", "Totals", "serve"]

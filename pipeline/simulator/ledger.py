@@ -1,0 +1,152 @@
+"""The gateway's own books: every request it saw, and what it would put on the bill."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from types import TracebackType
+
+import orjson
+
+from pipeline.records import Usage
+from pipeline.simulator.call import Call
+from pipeline.simulator.gate import Gate
+from pipeline.simulator.settings import Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One request. ``status`` 0: no answer was sent. Tokens and cost are those billed, 0 when nothing was.
+
+    ``billed`` says that an answer was made, whether or not the client was still there to read it.
+    """
+
+    number: int
+    at: float
+    method: str
+    path: str
+    body_digest: str
+    call_id: str | None
+    model: str | None
+    status: int
+    fault: str | None
+    billed: bool
+    prompt_tokens: int
+    completion_tokens: int
+    cost: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Totals:
+    """The books in short. ``in_flight`` calls are not among ``requests`` yet."""
+
+    requests: int = 0
+    billed: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float = 0.0
+    in_flight: int = 0
+    peak_parallel: int = 0
+    by_status: dict[str, int] = field(default_factory=dict)
+    by_fault: dict[str, int] = field(default_factory=dict)
+
+
+class Line:
+    """A request's line while it is written: closed once, at the latest (unanswered, unbilled) when its block ends."""
+
+    __slots__ = ("_call", "_closed", "_ledger", "fault", "model")
+
+    def __init__(self, ledger: Ledger, call: Call) -> None:
+        self._ledger = ledger
+        self._call = call
+        self._closed = False
+        self.fault: str | None = None
+        self.model: str | None = None
+
+    def close(self, status: int, usage: Usage | None = None) -> None:
+        """Books the request; with ``usage`` it is billed. Called before the last byte goes out, so that a client that
+        has its answer finds it in the books."""
+        if not self._closed:
+            self._closed = True
+            self._ledger.book(self._call, self, status, usage)
+
+    def __enter__(self) -> Line:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close(0)
+
+
+class Ledger:
+    """Totals always; every single entry unless told not to."""
+
+    def __init__(self, settings: Settings, gate: Gate) -> None:
+        self._settings = settings
+        self._gate = gate
+        self._entries: list[Entry] = []
+        self._requests = self._billed = self._prompt_tokens = self._completion_tokens = 0
+        self._cost = 0.0
+        self._by_status: Counter[str] = Counter()
+        self._by_fault: Counter[str] = Counter()
+
+    @property
+    def entries(self) -> list[Entry]:
+        """The closed lines, by arrival."""
+        return sorted(self._entries, key=lambda entry: entry.number)
+
+    @property
+    def totals(self) -> Totals:
+        """A snapshot."""
+        return Totals(
+            requests=self._requests,
+            billed=self._billed,
+            prompt_tokens=self._prompt_tokens,
+            completion_tokens=self._completion_tokens,
+            cost=self._cost,
+            in_flight=self._gate.parallel,
+            peak_parallel=self._gate.peak,
+            by_status=dict(self._by_status),
+            by_fault=dict(self._by_fault),
+        )
+
+    def to_json(self, *, totals_only: bool) -> bytes:
+        """The body of ``GET /ledger``."""
+        if totals_only:
+            return orjson.dumps({"totals": self.totals})
+        return orjson.dumps({"requests": self.entries, "totals": self.totals})
+
+    def open(self, call: Call) -> Line:
+        """A line for this request; use it in a ``with`` block."""
+        return Line(self, call)
+
+    def book(self, call: Call, line: Line, status: int, usage: Usage | None) -> None:
+        """Adds a finished line; ``Line.close`` calls it once."""
+        prompt = (usage.prompt_tokens or 0) if usage else 0
+        completion = (usage.completion_tokens or 0) if usage else 0
+        prices = self._settings
+        cost = (prompt * prices.input_cost_per_million + completion * prices.output_cost_per_million) / 1e6
+        self._requests += 1
+        self._billed += usage is not None
+        self._prompt_tokens += prompt
+        self._completion_tokens += completion
+        self._cost += cost
+        self._by_status[str(status)] += 1
+        if line.fault is not None:
+            self._by_fault[line.fault] += 1
+        if self._settings.ledger:
+            entry = Entry(
+                number=call.number,
+                at=call.at,
+                method=call.method,
+                path=call.path,
+                body_digest=call.digest.hex(),
+                call_id=call.call_id,
+                model=line.model,
+                status=status,
+                fault=line.fault,
+                billed=usage is not None,
+                prompt_tokens=prompt,
+                completion_tokens=completion,
+                cost=cost,
+            )
+            self._entries.append(entry)

@@ -1,0 +1,65 @@
+"""A file that is there whole or not at all: written beside its place, synced, renamed, and its folder synced."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import IO, Any, Self
+
+from pipeline.errors import IncompleteError, UsageError
+
+
+class AtomicFile:
+    """``with AtomicFile(path) as file: file.stream.write(...)``: appears under ``path`` only when the block ends well.
+
+    Mode 0600: it holds prompts and answers. Raises ``UsageError`` for a place that cannot be written, ``IncompleteError``
+    when there is no room.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve() if path.is_symlink() else path
+        self._partial = self.path.with_name(f".{self.path.name}.partial")
+        self.stream: IO[bytes]
+
+    def __enter__(self) -> Self:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            fd = os.open(self._partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        except OSError as exc:
+            raise UsageError(f"cannot write results to {self.path}: {exc.strerror}") from exc
+        self.stream = os.fdopen(fd, "wb", buffering=1 << 20)
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        try:
+            if error is None:
+                self.stream.flush()
+                os.fsync(self.stream.fileno())
+            self.stream.close()
+            if error is None:
+                self._partial.replace(self.path)
+                sync_folder(self.path.parent)
+        except OSError as exc:
+            raise IncompleteError(
+                f"cannot write results to {self.path}: {exc.strerror}; make room and run again"
+            ) from exc
+        finally:
+            if not self.stream.closed:
+                self._drop_stream()
+            self._partial.unlink(missing_ok=True)
+
+    def _drop_stream(self) -> None:
+        """Close what could not be flushed: a second failure to write the same bytes says nothing new."""
+        try:
+            self.stream.close()
+        except OSError:
+            return
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in this folder survive a power cut."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,103 @@
+"""Results as text: JSONL, CSV, and OpenAI's own pair of batch output files."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import orjson
+
+from pipeline.journal.reader import Projected
+from pipeline.jsonio import dumps
+from pipeline.sink.atomic import AtomicFile
+from pipeline.sink.columns import Layout, ReadContent, values
+
+
+class RowWriter(Protocol):
+    """Takes the rows of one stretch: the input's data beside the journal's rows, pairwise."""
+
+    def write(self, data: Sequence[dict[str, Any]], rows: Sequence[Projected]) -> None: ...
+    def close(self) -> None: ...
+
+
+class JsonlWriter:
+    """One object a line: kept columns that the row has, then the result columns."""
+
+    def __init__(self, file: AtomicFile, layout: Layout, read_content: ReadContent) -> None:
+        self._file = file
+        self._layout = layout
+        self._read_content = read_content
+
+    def write(self, data: Sequence[dict[str, Any]], rows: Sequence[Projected]) -> None:
+        """Append these rows."""
+        kept, names = self._layout.kept, self._layout.results
+        lines = []
+        for record, row in zip(data, rows, strict=True):
+            line = {name: record[name] for name in kept if name in record}
+            line.update(zip(names, values(row, self._read_content), strict=True))
+            lines.append(dumps(line))
+        lines.append(b"")
+        self._file.stream.write(b"\n".join(lines))
+
+    def close(self) -> None:
+        """Nothing is held back."""
+
+
+class CsvWriter:
+    """A header, then a record a row; lists and objects as JSON, null as an empty cell."""
+
+    def __init__(self, file: AtomicFile, layout: Layout, read_content: ReadContent) -> None:
+        self._layout = layout
+        self._read_content = read_content
+        self._text = io.TextIOWrapper(file.stream, encoding="utf-8", newline="", write_through=False)
+        self._csv = csv.writer(self._text)
+        self._csv.writerow([*layout.kept, *layout.results])
+
+    def write(self, data: Sequence[dict[str, Any]], rows: Sequence[Projected]) -> None:
+        """Append these rows."""
+        kept = self._layout.kept
+        self._csv.writerows(
+            [*(_cell(record.get(name)) for name in kept), *map(_cell, values(row, self._read_content))]
+            for record, row in zip(data, rows, strict=True)
+        )
+
+    def close(self) -> None:
+        """Hand the last characters to the file."""
+        self._text.detach()
+
+
+def _cell(value: Any) -> Any:
+    if value is None or isinstance(value, str | int | float):
+        return str(value).lower() if isinstance(value, bool) else value
+    text = dumps(value)
+    return text[1:-1].decode() if text.startswith(b'"') else text.decode()
+
+
+class BatchWriter:
+    """OpenAI's shape: succeeded rows in the output file, failed ones in the error file."""
+
+    def __init__(self, output: AtomicFile, errors: AtomicFile) -> None:
+        self._output = output
+        self._errors = errors
+
+    def write(self, data: Sequence[dict[str, Any]], rows: Sequence[Projected]) -> None:
+        """Append these rows to the one file or the other."""
+        for row in rows:
+            if row.status == "succeeded" and row.body is not None:
+                self._output.stream.write(self._line(row, response=self._response(row), error=None))
+            else:
+                error = {"code": row.error_code, "message": row.error_message}
+                self._errors.stream.write(self._line(row, response=None, error=error))
+
+    def _response(self, row: Projected) -> dict[str, Any]:
+        return {"status_code": 200, "request_id": row.request_id, "body": orjson.Fragment(row.body or b"null")}
+
+    def _line(self, row: Projected, *, response: Any, error: Any) -> bytes:
+        name = f"batch_req_{row.fingerprint.hex()}"
+        line = {"id": name, "custom_id": row.custom_id, "response": response, "error": error}
+        return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+
+    def close(self) -> None:
+        """Nothing is held back."""

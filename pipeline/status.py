@@ -1,0 +1,76 @@
+"""Where a run stands, from its run folder's ``status.json``; the journal itself is never opened for this."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from pipeline.errors import RunFolderError, UsageError
+from pipeline.job import Job
+from pipeline.journal import FILE_NAME, Lock
+from pipeline.progress import STATUS_FILE, duration, money
+
+
+def folder_of(target: str) -> Path:
+    """The run folder that TARGET means: a job file's, an output file's, or the folder itself. Raises ``UsageError``."""
+    path = Path(target).absolute()
+    if path.suffix == ".toml":
+        return Job.load(path).run_folder
+    if (path / FILE_NAME).exists() or (path / STATUS_FILE).exists():
+        return path
+    beside = path.with_name(path.name + ".run")
+    if beside.is_dir():
+        return beside
+    raise UsageError(f"{target} is no job file, no output of a run and no run folder (looked for {beside} too)")
+
+
+def status_of(folder: Path) -> dict[str, Any]:
+    """The last status a run wrote, with ``state`` set to ``killed`` when it says running but nobody holds the folder."""
+    try:
+        status = orjson.loads((folder / STATUS_FILE).read_bytes())
+    except FileNotFoundError:
+        raise RunFolderError(f"{folder} has no status yet: nothing has been sent there") from None
+    except (OSError, ValueError) as exc:
+        raise RunFolderError(f"cannot read the status in {folder}: {exc}") from exc
+    if not isinstance(status, dict):
+        raise RunFolderError(f"the status in {folder} is not one of pipeline's")
+    lock = Lock(folder)
+    if status.get("state") == "running" and not lock.is_held():
+        status["state"] = "killed"
+    elif lock.is_held():
+        status["holder"] = lock.holder()
+    return status
+
+
+def describe(status: dict[str, Any]) -> str:
+    """A status in a few lines for people."""
+    age = duration(max(time.time() - float(status.get("written_at", 0)), 0))
+    lines = [f"{status.get('output')}: {_state(status)} ({age} ago)"]
+    completed, failed, total = (int(status.get(key) or 0) for key in ("completed", "failed", "total"))
+    lines.append(
+        f"Rows: {completed:,} succeeded, {failed:,} failed, {int(status.get('pending') or 0):,} left, of {total:,}."
+    )
+    tokens = status.get("tokens", int(status.get("prompt_tokens") or 0) + int(status.get("completion_tokens") or 0))
+    lines.append(f"Tokens: {tokens:,}. Cost: {money(status.get('cost') or {}, int(status.get('cost_unknown') or 0))}.")
+    if status.get("state") == "running":
+        eta = status.get("eta_s")
+        left = f", {duration(eta)} left" if isinstance(eta, int | float) else ""
+        lines.append(
+            f"{float(status.get('rows_per_s') or 0):,.1f} rows/s, {status.get('busy')} of {status.get('slots')} slots busy{left}"
+        )
+        if status.get("doing"):
+            lines.append(str(status["doing"]))
+    return "\n".join(lines)
+
+
+def _state(status: dict[str, Any]) -> str:
+    state = status.get("state")
+    if state == "killed":
+        return "was killed; run the same command again, it goes on where it was"
+    if state == "ended":
+        return str(status.get("reason"))
+    holder = status.get("holder") or {}
+    return f"running on {holder.get('host', 'this machine')}, pid {holder.get('pid', 'unknown')}"

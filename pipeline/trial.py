@@ -1,0 +1,85 @@
+"""What ``try`` shows: a few rows with prompt, answer, tokens and cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from pipeline.errors import RowError
+from pipeline.journal import Projected, Projection
+from pipeline.progress import money
+from pipeline.records import Row
+from pipeline.source import chunks
+from pipeline.workspace import Workspace, opened_for_reading
+
+PROMPT_CHARACTERS = 600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownRow:
+    """One row as a person wants to see it; ``messages`` is what was sent."""
+
+    custom_id: str
+    status: str
+    messages: list[dict[str, Any]]
+    content: str | None
+    finish_reason: str | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    cost: float | None
+    cost_unit: str | None
+    error: str | None
+
+    @property
+    def text(self) -> str:
+        """The row in a few lines."""
+        prompt = "\n".join(f"{message.get('role')}: {message.get('content')}" for message in self.messages)
+        if len(prompt) > PROMPT_CHARACTERS:
+            prompt = prompt[:PROMPT_CHARACTERS] + f" ... ({len(prompt):,} characters)"
+        tokens = f"{_count(self.prompt_tokens)} + {_count(self.completion_tokens)} tokens"
+        cost = "cost unknown" if self.cost is None else money({self.cost_unit or "USD": self.cost})
+        answer = self.content if self.error is None else f"FAILED {self.error}"
+        return f"--- {self.custom_id} ---\n{prompt}\n=> {answer}\n   ({tokens}, {cost}, {self.finish_reason})\n"
+
+
+def _count(tokens: int | None) -> str:
+    return "?" if tokens is None else f"{tokens:,}"
+
+
+def shown_rows(folder: Path, most: int) -> list[ShownRow]:
+    """The first rows that have an outcome."""
+    found: list[ShownRow] = []
+    with opened_for_reading(folder) as space:
+        projection = Projection(space.journal.db)
+        for file in space.files:
+            for chunk in chunks(file):
+                rows = {
+                    row.line: row for row in projection.stretch(str(file.path), chunk.first, chunk.last) if row.status
+                }
+                for line, data in chunk.rows(frozenset(rows)):
+                    found.append(_shown(space, rows[line], Row(custom_id=None, index=line, data=data)))
+                    if len(found) == most:
+                        return found
+    return found
+
+
+def _shown(space: Workspace, row: Projected, source: Row) -> ShownRow:
+    try:
+        messages = orjson.loads(space.template.compose(source).body).get("messages", [])
+    except RowError:
+        messages = []
+    return ShownRow(
+        custom_id=row.custom_id,
+        status=str(row.status),
+        messages=messages,
+        content=space.dialect.content(row.body) if row.body is not None else None,
+        finish_reason=row.finish_reason,
+        prompt_tokens=row.prompt_tokens,
+        completion_tokens=row.completion_tokens,
+        cost=row.cost,
+        cost_unit=row.cost_unit,
+        error=None if row.error_code is None else f"{row.error_code}: {row.error_message}",
+    )

@@ -1,0 +1,202 @@
+"""A job and its run folder, opened together: files, template, journal, feed. What run, export and verify start from."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import InputError, JobError, RunFolderError
+from pipeline.feed import Feed
+from pipeline.gateways import OpenAI, dialect_of
+from pipeline.job import Job
+from pipeline.journal import FILE_NAME, Journal
+from pipeline.sink import Layout, layout
+from pipeline.source import InputFile, chunks, column_names, find
+from pipeline.template import Template, spec_digest
+
+FILES_PEEKED = 32  # whose columns the template is checked against before the index pass
+SPOOL = "stdin.jsonl"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workspace:
+    """Everything a command needs to work on one run folder. ``columns`` are those of the first rows."""
+
+    job: Job
+    folder: Path
+    journal: Journal
+    files: list[InputFile]
+    columns: list[str]
+    id_column: str | None
+    template: Template
+    feed: Feed
+    dialect: OpenAI
+    spec: str
+
+    def layout(self) -> Layout:
+        """The results' columns, from all columns the indexed input has. Raises ``JobError`` for a clash."""
+        output = self.job.output
+        columns = self.journal.index().columns() or self.columns
+        return layout(columns=columns, keep=output.keep, prefix=output.prefix, id_column=self.id_column)
+
+
+def make_folder(job: Job) -> Path:
+    """The job's run folder, there and private. Raises ``RunFolderError`` when it cannot be made."""
+    folder = job.run_folder
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as exc:
+        raise RunFolderError(
+            f"cannot make the run folder {folder}: {exc.strerror}; give another with --run-dir"
+        ) from exc
+    return folder
+
+
+@contextmanager
+def opened(job: Job, *, slots: int, adopt: bool) -> Iterator[Workspace]:
+    """Open a job's workspace for writing; the caller holds the folder's lock.
+
+    ``adopt`` lets a folder that was made for another input take this one. Raises any ``UsageError`` the job, the input,
+    the template or the folder deserve.
+    """
+    folder = job.run_folder
+    new = not (folder / FILE_NAME).exists()
+    files = _input_files(job, folder)
+    journal = Journal.open(folder, slots=slots)
+    try:
+        _check_owner(journal, job, new=new, adopt=adopt)
+        yield _assemble(job, folder, journal, files)
+    finally:
+        journal.close()
+
+
+@contextmanager
+def opened_for_reading(folder: Path, *, input_path: str | None = None) -> Iterator[Workspace]:
+    """Open what a run folder holds, as its last run left it; ``input_path`` when the input has moved."""
+    journal = Journal.read(folder)
+    try:
+        job = job_of(journal)
+        if input_path is not None:
+            job = job.model_copy(
+                update={"input": job.input.model_copy(update={"path": str(Path(input_path).absolute())})}
+            )
+        yield _assemble(job, folder, journal, _input_files(job, folder, spool=False))
+    finally:
+        journal.close()
+
+
+def job_of(journal: Journal) -> Job:
+    """The job as the last run of this journal had it."""
+    text = journal.get("job")
+    if text is None:
+        raise RunFolderError(f"{journal.path.parent} holds no run yet")
+    return Job.model_validate_json(text, strict=False)
+
+
+def _assemble(job: Job, folder: Path, journal: Journal, files: list[InputFile]) -> Workspace:
+    columns = _first_columns(files)
+    id_column = job.input.id
+    if id_column is None and "custom_id" in columns:
+        id_column = "custom_id"
+    if id_column is not None and id_column not in columns:
+        raise JobError(f"input.id: the input has no column {id_column!r}; its columns are: {', '.join(columns)}")
+    prompt = _prompt_text(job)
+    settings: dict[str, Any] = {
+        "family": job.preset.family,
+        "model": job.model,
+        "prompt": prompt,
+        "system": job.request.system,
+        "params": job.request.params,
+        "replace_model": job.request.replace_model,
+    }
+    template = Template(**settings, columns=columns)
+    return Workspace(
+        job=job,
+        folder=folder,
+        journal=journal,
+        files=files,
+        columns=columns,
+        id_column=id_column,
+        template=template,
+        feed=Feed(journal, files, template, id_column=id_column),
+        dialect=dialect_of(job.preset.family, model_is_the_rows=job.model is None),
+        spec=spec_digest(**settings, id=id_column, kind=template.kind, version=1),
+    )
+
+
+def _input_files(job: Job, folder: Path, *, spool: bool = True) -> list[InputFile]:
+    if job.input.path != "-":
+        return find(job.input.path, base=Path.cwd())
+    path = folder / SPOOL
+    if spool:
+        _spool(path)
+    if not path.exists():
+        raise InputError("standard input was empty; pipe JSON lines into: pipeline run -i - ...")
+    return find(str(path), base=folder)
+
+
+def _spool(path: Path) -> None:
+    """Keep what comes on standard input; nothing there (a terminal, /dev/null) means the one kept before."""
+    if sys.stdin is None or sys.stdin.isatty():
+        return
+    stream = sys.stdin.buffer
+    first = stream.read(1 << 16)
+    if not first:
+        return
+    partial = path.with_suffix(".partial")
+    with open(partial, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        file.write(first)
+        shutil.copyfileobj(stream, file, 1 << 20)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _first_columns(files: list[InputFile]) -> list[str]:
+    columns: dict[str, None] = {}
+    for file in files[:FILES_PEEKED]:
+        names = column_names(file)
+        if names is not None:
+            columns.update(dict.fromkeys(names))
+            continue
+        first = next(iter(chunks(file)), None)
+        for _, data in first.rows(on_error=lambda _: None) if first is not None else ():
+            columns.update(dict.fromkeys(data))
+    if not columns and not any(True for file in files for _ in chunks(file)):
+        raise InputError(f"the input has no rows: {', '.join(str(file.path) for file in files[:3])}")
+    return list(columns)
+
+
+def _prompt_text(job: Job) -> str | None:
+    path = job.request.prompt_file
+    if path is None:
+        return job.request.prompt
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as exc:
+        raise JobError(f"request.prompt_file: {path} is not UTF-8 text (byte {exc.start})") from exc
+    except OSError as exc:
+        raise JobError(f"request.prompt_file: cannot read {path}: {exc.strerror}") from exc
+
+
+def _check_owner(journal: Journal, job: Job, *, new: bool, adopt: bool) -> None:
+    """A folder that belongs to another input or output must not quietly become this job's."""
+    mine = {"input": job.input.path, "output": str(job.output.path)}
+    for what, value in mine.items():
+        owner = journal.get(what)
+        if owner is not None and owner != value and not adopt:
+            raise RunFolderError(
+                f"the run folder {journal.path.parent} belongs to the {what} {owner}, this job's is {value}: give another "
+                f"--run-dir, or go on with it on purpose with --accept-changes"
+            )
+    if not new and journal.get("input") is None and journal.db.execute("SELECT 1 FROM run").fetchone():
+        raise RunFolderError(f"the run folder {journal.path.parent} belongs to no job; give another --run-dir")
+    for what, value in mine.items():
+        journal.put(what, value)
+    journal.put("job", job.model_dump_json())

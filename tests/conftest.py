@@ -1,0 +1,111 @@
+"""What tests share: a pipeline run in a child process, and an answer to how it ended."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """A command that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+Pipeline = Callable[..., Ended]
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path) -> Pipeline:
+    """``pipeline("run", "-i", ...)`` in ``tmp_path``, as a user would."""
+
+    def call(*words: str | Path, stdin: str | None = "", env: dict[str, str] | None = None, timeout: float = 60) -> Ended:
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-m", "pipeline", *map(str, words)],
+            cwd=tmp_path,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env={**clean_environment(), **(env or {})},
+        )
+        return Ended(code=done.returncode, out=done.stdout, err=done.stderr)
+
+    return call
+
+
+def clean_environment() -> dict[str, str]:
+    """The environment without settings of whoever runs the tests."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("PIPELINE_") and not name.lower().endswith("_proxy")
+    }
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """Rows as a JSONL file."""
+    path.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+    return path
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Rows of a JSONL file."""
+    return [orjson.loads(line) for line in path.read_bytes().splitlines()]
+
+
+class Server:
+    """``pipeline simulate`` in a process of its own, so that a killed run cannot take it along."""
+
+    def __init__(self, process: subprocess.Popen[str], url: str) -> None:
+        self.process = process
+        self.url = url
+
+    def ledger(self) -> dict[str, Any]:
+        """What it saw and billed."""
+        import urllib.request
+
+        with urllib.request.urlopen(self.url.removesuffix("/v1") + "/ledger", timeout=10) as answer:
+            found: dict[str, Any] = orjson.loads(answer.read())
+        return found
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Start simulators that end with the test."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def start(*words: str, faults: list[dict[str, Any]] | None = None) -> Server:
+        if faults is not None:
+            script = tmp_path / f"faults{len(processes)}.json"
+            script.write_bytes(orjson.dumps(faults))
+            words = (*words, "--faults", str(script))
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pipeline", "simulate", "--port", "0", *words],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=clean_environment(),
+        )
+        processes.append(process)
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        assert "http://" in line, line + process.stderr.read()
+        return Server(process, line.split("serving on ")[1].split()[0])
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+        if process.stderr is not None:
+            process.stderr.close()
