@@ -13,10 +13,11 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pipeline.entry import arun, run
     from pipeline.errors import PipelineError
     from pipeline.job import Job
     from pipeline.records import Outcome, Request, Row, Summary
-    from pipeline.run import Wishes, arun, run
+    from pipeline.run import Wishes
     from pipeline.selection import Redo
 
 __all__ = ["Job", "Outcome", "PipelineError", "Redo", "Request", "Row", "Summary", "Wishes", "arun", "run"]
@@ -30,7 +31,7 @@ _HOMES = {
     "Row": "records",
     "Summary": "records",
     "Wishes": "run",
-    "arun": "run",
+    "arun": "entry",
 }
 
 
@@ -45,7 +46,7 @@ class _Package(ModuleType):
     @property
     def run(self) -> Any:
         """The function; the module of that name stays importable from, but must not take its place."""
-        return import_module("pipeline.run").run
+        return import_module("pipeline.entry").run
 
     @run.setter
     def run(self, module: ModuleType) -> None:

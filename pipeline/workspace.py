@@ -100,6 +100,7 @@ def job_of(journal: Journal) -> Job:
 
 
 def _assemble(job: Job, folder: Path, journal: Journal, files: list[InputFile]) -> Workspace:
+    _check_apart(job, files)
     columns = _first_columns(files)
     id_column = job.input.id
     if id_column is None and "custom_id" in columns:
@@ -128,6 +129,13 @@ def _assemble(job: Job, folder: Path, journal: Journal, files: list[InputFile]) 
         dialect=dialect_of(job.preset.family, model_is_the_rows=job.model is None),
         spec=spec_digest(**settings, id=id_column, kind=template.kind, version=1),
     )
+
+
+def _check_apart(job: Job, files: list[InputFile]) -> None:
+    """Results among the prompts would be read as prompts the next time."""
+    output, source = job.output.path, Path(job.input.path)
+    if any(file.path == output for file in files) or (source.is_dir() and output.is_relative_to(source)):
+        raise JobError(f"output.path: {output} lies in the input {source}; put the results somewhere else")
 
 
 def _input_files(job: Job, folder: Path, *, spool: bool = True) -> list[InputFile]:

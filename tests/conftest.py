@@ -30,7 +30,9 @@ Pipeline = Callable[..., Ended]
 def pipeline(tmp_path: Path) -> Pipeline:
     """``pipeline("run", "-i", ...)`` in ``tmp_path``, as a user would."""
 
-    def call(*words: str | Path, stdin: str | None = "", env: dict[str, str] | None = None, timeout: float = 60) -> Ended:
+    def call(
+        *words: str | Path, stdin: str | None = "", env: dict[str, str] | None = None, timeout: float = 60
+    ) -> Ended:
         done = subprocess.run(
             [sys.executable, "-W", "error", "-m", "pipeline", *map(str, words)],
             cwd=tmp_path,

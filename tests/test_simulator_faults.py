@@ -144,6 +144,21 @@ def test_spoiled_embeddings_and_faults_that_do_not_concern_them() -> None:
     run(test, {"fault": "refusal"}, {"fault": "empty_choices", "first": 1}, {"fault": "no_usage"})
 
 
+def test_the_list_of_models_needs_no_slot_and_can_be_spoiled() -> None:
+    async def test(client: Client) -> None:
+        hanging = asyncio.create_task(client.chat(), name="hanging")
+        await asyncio.sleep(0.05)
+        bodies = []
+        for _ in range(2):
+            async with client.session.get(f"{client.sim.base_url}/models") as reply:
+                bodies.append(await reply.read())
+        assert bodies[1].startswith(bodies[0])
+        assert len(bodies[0]) < len(bodies[1])
+        hanging.cancel()
+
+    run(test, {"fault": "hang", "first": 1}, {"fault": "truncated_json", "times": 1}, max_parallel=1)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_truncated_json_is_a_complete_http_answer(stream: bool) -> None:
     async def test(client: Client) -> None:
@@ -153,6 +168,17 @@ def test_truncated_json_is_a_complete_http_answer(stream: bool) -> None:
         assert [entry.billed for entry in client.sim.ledger.entries] == [True, True]
 
     run(test, {"fault": "truncated_json", "first": 1})
+
+
+def test_a_truncated_stream_whose_client_left_before_is_not_billed() -> None:
+    async def test(client: Client) -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await client.chat(stream=True)
+        await asyncio.sleep(0.4)
+        assert [entry.billed for entry in client.sim.ledger.entries] == [False]
+
+    run(test, {"fault": "truncated_json"}, latency_s=0.3)
 
 
 @pytest.mark.parametrize("runner", [asyncio.run, uvloop.run])
@@ -268,6 +294,38 @@ def test_the_first_rule_that_applies_decides() -> None:
         assert await client.statuses("a", "b", "c", "d") == [500, 503, 503, 200]
 
     run(test, {"fault": 500, "times": 1}, {"fault": 503, "times": 2})
+
+
+# Books
+
+
+def test_without_entries_the_totals_are_the_same() -> None:
+    totals = []
+
+    async def test(client: Client) -> None:
+        assert await client.statuses("a", "b", "c") == [200] * 3
+        totals.append(client.sim.ledger.totals)
+        assert bool(client.sim.ledger.entries) is (len(totals) == 1)
+
+    run(test, ledger=True)
+    run(test, ledger=False)
+    assert totals[0] == totals[1]
+    assert totals[0].billed == 3
+
+
+@pytest.mark.parametrize(("stream", "billed"), [(False, True), (True, False)])
+def test_leaving_ends_a_stream_unbilled_but_a_whole_answer_is_made_and_billed(stream: bool, billed: bool) -> None:
+    async def test(client: Client) -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await client.chat("one two three four", stream=stream)
+        assert client.sim.ledger.totals.in_flight == 1
+        await asyncio.sleep(0.4)
+        (entry,) = client.sim.ledger.entries
+        assert (entry.status, entry.billed, entry.cost > 0) == (200, billed, billed)
+        assert client.sim.ledger.totals.in_flight == 0
+
+    run(test, latency_s=0.3)
 
 
 # Life

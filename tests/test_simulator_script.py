@@ -70,6 +70,7 @@ def test_chance_depends_on_the_request_not_on_the_order() -> None:
     assert 8 <= len(once) <= 30
     assert once == struck(texts[::-1], seed=1)
     assert once != struck(texts, seed=2)
+    assert {text for text, time in once if time == 0} != {text for text, time in once if time == 1}
 
 
 @pytest.mark.parametrize(
@@ -78,6 +79,8 @@ def test_chance_depends_on_the_request_not_on_the_order() -> None:
         ({}, r"faults\[1\]\.fault: expected a status"),
         ({"fault": "explode"}, r'faults\[1\]\.fault: .*"reset".* got \'explode\''),
         ({"fault": 99}, r"faults\[1\]\.fault"),
+        ({"fault": 500.5}, r"faults\[1\]\.fault"),
+        ({"fault": "hang", "seconds": float("inf")}, r"faults\[1\]\.seconds"),
         ({"fault": 500, "evry": 2}, r"faults\[1\]\.evry: expected one of .*every"),
         ({"fault": "hang", "retry_after": 2}, r"faults\[1\]\.retry_after: expected one of seconds, every"),
         ({"fault": 500, "every": 0}, r"faults\[1\]\.every: expected a whole number of at least 1, got 0"),

@@ -1,8 +1,8 @@
 """A gateway that misbehaves on a script: real HTTP on loopback, deterministic answers, its own billing ledger.
 
-The way of one request: ``server`` (sockets) -> ``gateway`` (key, limit, fault, answer, bill) -> ``chat`` or
-``embeddings`` (what was asked; ``answers`` and ``structured`` make up the text) -> ``dialect`` (how it looks on the
-wire). ``faults`` documents the script format.
+The way of one request: ``connections`` (behind the ``port``) -> ``gateway`` (key, ``gate``, fault, answer, bill) ->
+``model`` -> ``chat`` or ``embeddings`` (what was asked; ``answers`` and ``structured`` make up the text) -> ``dialect``
+(how it looks) -> ``wire``. ``faults`` documents the script format.
 """
 
 from pipeline.simulator.faults import Faults

@@ -123,7 +123,7 @@ def _count(value: Any) -> int:
     return value
 
 
-def _number(value: Any, most: float = float("inf")) -> float:
+def _number(value: Any, most: float = 1e6) -> float:
     if type(value) not in (int, float) or not 0 <= value <= most:
         raise ValueError
     return float(value)
@@ -143,7 +143,7 @@ def _span(value: Any) -> tuple[int, int]:
 
 
 def _status(value: Any) -> int:
-    if isinstance(value, bool) or not 200 <= int(value) <= 599:
+    if type(value) not in (int, str) or not 200 <= int(value) <= 599:
         raise ValueError
     return int(value)
 

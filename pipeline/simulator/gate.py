@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pipeline.simulator.call import Call
 from pipeline.simulator.problem import Problem
+
+_LIMITED = ("chat", "embeddings")
 
 
 class Gate:
@@ -13,8 +16,10 @@ class Gate:
         self.parallel = 0
         self.peak = 0
 
-    def admit(self) -> Problem | None:
-        """Takes a slot (None; give it back with ``leave``), or says why there is none."""
+    def admit(self, call: Call) -> Problem | None:
+        """Takes a slot if the call needs one (None; give it back with ``leave``), or says why there is none."""
+        if call.endpoint not in _LIMITED:
+            return None
         if self._max_parallel is not None and self.parallel >= self._max_parallel:
             return Problem(
                 status=429,
@@ -26,6 +31,6 @@ class Gate:
         self.peak = max(self.peak, self.parallel)
         return None
 
-    def leave(self) -> None:
-        """Gives the slot back."""
-        self.parallel -= 1
+    def leave(self, call: Call) -> None:
+        """Gives back what ``admit`` took for this call."""
+        self.parallel -= call.endpoint in _LIMITED

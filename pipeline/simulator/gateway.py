@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from aiohttp import web
 
+from pipeline.records import Usage
 from pipeline.simulator import chance, chat, embeddings, model, wire
 from pipeline.simulator.call import Call
 from pipeline.simulator.chance import Occurrences
@@ -104,7 +105,7 @@ class Gateway:
         )
 
     async def _enter(self, request: web.BaseRequest, call: Call, line: Line) -> web.StreamResponse:
-        problem = self._check_key(request) or self._gate.admit()
+        problem = self._check_key(request) or self._gate.admit(call)
         if problem is not None:
             return self._turn_down(problem, call, line)
         try:
@@ -112,7 +113,7 @@ class Gateway:
             visit = _Visit(request=request, call=call, line=line, rule=rule)
             return await (self._answer(visit) if rule is None else self._misbehave(visit, rule))
         finally:
-            self._gate.leave()
+            self._gate.leave(call)
 
     def _check_key(self, request: web.BaseRequest) -> Problem | None:
         if self._settings.api_key is None:
@@ -120,9 +121,7 @@ class Gateway:
         given = request.headers.get("Authorization", "")
         if given == f"Bearer {self._settings.api_key}":
             return None
-        message = (
-            "Incorrect API key provided." if given else "You didn't provide an API key in an Authorization header."
-        )
+        message = "Incorrect API key provided." if given else "You didn't provide an API key."
         return Problem(status=401, message=message, code="invalid_api_key" if given else None)
 
     def _turn_down(self, problem: Problem, call: Call, line: Line) -> web.Response:
@@ -175,8 +174,7 @@ class Gateway:
 
     async def _answer(self, visit: _Visit) -> web.StreamResponse:
         if visit.call.endpoint == "models":
-            visit.line.close(200)
-            return self._response(visit.call, self._dialect.models(self._settings.models or _MODELS))
+            return await self._send_whole(visit, self._dialect.models(self._settings.models or _MODELS), None)
         answer = self._think(visit)
         if isinstance(answer, Problem):
             return self._turn_down(answer, visit.call, visit.line)
@@ -185,7 +183,11 @@ class Gateway:
             return await self._send_stream(visit, answer, delay)
         if delay:
             await asyncio.sleep(delay)
-        return await self._send_whole(visit, answer)
+        if isinstance(answer, Chat):
+            body = self._dialect.chat(visit.call, chat.spoil(answer, visit.fault))
+        else:
+            body = self._dialect.vectors(embeddings.spoil(answer, visit.fault))
+        return await self._send_whole(visit, body, answer.usage)
 
     def _think(self, visit: _Visit) -> Answer | Problem:
         call = visit.call
@@ -199,13 +201,9 @@ class Gateway:
             return Problem(status=404, message=f"The model '{name}' does not exist.", code="model_not_found")
         return model.think(call, payload, self._settings.dimensions)
 
-    async def _send_whole(self, visit: _Visit, answer: Answer) -> web.StreamResponse:
+    async def _send_whole(self, visit: _Visit, body: bytes, usage: Usage | None) -> web.StreamResponse:
         """An answer in one body. It is billed once it is made: the client may be gone, the tokens are used."""
-        visit.line.close(0 if visit.fault == "reset" else 200, answer.usage)
-        if isinstance(answer, Chat):
-            body = self._dialect.chat(visit.call, chat.spoil(answer, visit.fault))
-        else:
-            body = self._dialect.vectors(embeddings.spoil(answer, visit.fault))
+        visit.line.close(0 if visit.fault == "reset" else 200, usage)
         match visit.fault:
             case "reset":
                 return await self._cut_off(visit, self._open_response(visit.call, _JSON, len(body)), body)

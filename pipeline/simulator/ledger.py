@@ -38,7 +38,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Totals:
-    """The books in short. ``in_flight`` calls are not among ``requests`` yet."""
+    """The books in short. ``in_flight`` counts the calls that hold a slot now; ``requests`` are those that ended."""
 
     requests: int = 0
     billed: int = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from types import MappingProxyType
 
 from pipeline.simulator.call import Call
 from pipeline.simulator.chance import uniform
@@ -10,14 +11,18 @@ from pipeline.simulator.faults import Faults, Rule
 
 _CHAT = ("chat",)
 _ANSWERS = ("chat", "embeddings")
+_BODIES = ("chat", "embeddings", "models")
 # Faults that change an answer strike only where there is such an answer: elsewhere they would be used up unseen.
-_NEEDS = {
-    "empty_content": _CHAT,
-    "refusal": _CHAT,
-    "empty_choices": _ANSWERS,
-    "no_usage": _ANSWERS,
-    "truncated_json": _ANSWERS,
-}
+_NEEDS = MappingProxyType(
+    {
+        "empty_content": _CHAT,
+        "refusal": _CHAT,
+        "empty_choices": _ANSWERS,
+        "no_usage": _ANSWERS,
+        "truncated_json": _BODIES,
+        "slow_body": _BODIES,
+    }
+)
 
 
 class Playback:

@@ -2,67 +2,22 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.cli.options import again, job_of, job_options, redo_options, wishes_of
 from pipeline.errors import PipelineError, UsageError
 
 if TYPE_CHECKING:
     from pipeline.job import Job
     from pipeline.records import Summary
     from pipeline.run import Wishes
-
-# option -> (flags, key of the job, environment variable, help)
-_JOB_OPTIONS: tuple[tuple[tuple[str, ...], str, str, Any, str], ...] = (
-    (("-i", "--input"), "input.path", "PIPELINE_INPUT", str, "File, glob or folder; .jsonl .parquet .csv, .gz .zst; - for JSONL on stdin."),
-    (("--id",), "input.id", "PIPELINE_ID", str, "Column that is each row's custom_id."),
-    (("-o", "--output"), "output.path", "PIPELINE_OUTPUT", str, "Results file: .parquet, .jsonl or .csv."),
-    (("--format",), "output.format", "PIPELINE_FORMAT", click.Choice(["parquet", "jsonl", "csv", "batch"]), "Format, where the ending does not say it."),
-    (("-m", "--model"), "model", "PIPELINE_MODEL", str, "Model to ask."),
-    (("-p", "--prompt"), "request.prompt", "PIPELINE_PROMPT", str, "Prompt template (Jinja2) over the row's columns."),
-    (("--system",), "request.system", "PIPELINE_SYSTEM", str, "System message, a template too."),
-    (("-g", "--gateway"), "gateway", "PIPELINE_GATEWAY", str, "Preset of a gateway: openai, simulator."),
-    (("--base-url",), "gateway.base_url", "PIPELINE_BASE_URL", str, "Where the server is, e.g. https://host/v1."),
-    (("--api-key-env",), "gateway.api_key_env", "PIPELINE_API_KEY_ENV", str, "Environment variable that holds the key."),
-    (("-c", "--concurrency"), "gateway.concurrency", "PIPELINE_CONCURRENCY", int, "Requests at once."),
-    (("--run-dir",), "run_dir", "PIPELINE_RUN_DIR", str, "Run folder (default: <output>.run)."),
-)  # fmt: skip
-
-
-def _job_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    options = [
-        click.argument("job_file", metavar="[JOB.toml]", required=False),
-        *(
-            click.option(*flags, key.replace(".", "__"), envvar=variable, type=kind, help=text, show_envvar=False)
-            for flags, key, variable, kind, text in _JOB_OPTIONS
-        ),
-        click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any key of the job, e.g. --set request.params.max_tokens=64."),
-        click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout."),
-        click.option("-q", "--quiet", is_flag=True, help="No progress, no summary; errors only."),
-    ]  # fmt: skip
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def _redo_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    options = [
-        click.option("--retry-failed", is_flag=False, flag_value="", metavar="[CODE]", help="Send failed rows again, all or those of one error code."),
-        click.option("--redo", multiple=True, metavar="COLUMN=VALUE", help="Send rows again whose result column has this value (also COLUMN!=VALUE)."),
-        click.option("--redo-ids", type=click.Path(), metavar="FILE", help="Send the rows again that FILE names, an id a line."),
-        click.option("--accept-changes", is_flag=True, help="Send done rows again whose request changed, however many; take over a folder of another input."),
-        click.option("--accept-failed", is_flag=True, help="The rows that failed are fine: exit 0 from now on."),
-    ]  # fmt: skip
-    for option in reversed(options):
-        command = option(command)
-    return command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -82,8 +37,8 @@ def cli() -> None:
 
 
 @cli.command("run")
-@_job_options
-@_redo_options
+@job_options
+@redo_options
 def run_command(**given: Any) -> int:
     """Run a job, or resume it: the same command again goes on where it stopped.
 
@@ -96,17 +51,17 @@ def run_command(**given: Any) -> int:
     """
     from pipeline.ending import last_words
 
-    wishes = _wishes(given)
-    summary = _run(_job(given), given, wishes)
+    wishes = wishes_of(given)
+    summary = _run(job_of(given), given, wishes)
     if given["as_json"]:
         _print_json(asdict(summary))
     elif not given["quiet"] or summary.exit_code not in (0, 3):
-        click.echo(last_words(summary, again=_again()), err=True)
+        click.echo(last_words(summary, again=again(sys.argv[1:])), err=True)
     return summary.exit_code
 
 
 @cli.command("try")
-@_job_options
+@job_options
 @click.option("-n", "rows", type=click.IntRange(min=1), default=5, show_default=True, help="How many rows.")
 def try_command(rows: int, **given: Any) -> int:
     """Send a few rows now and show prompt, answer, tokens and cost. They count: the full run keeps them.
@@ -119,7 +74,7 @@ def try_command(rows: int, **given: Any) -> int:
     from pipeline.run import Wishes
     from pipeline.trial import shown_rows
 
-    job = _job(given)
+    job = job_of(given)
     summary = _run(job, given, Wishes(most=rows, publish=False))
     shown = shown_rows(job.run_folder, rows)
     if given["as_json"]:
@@ -277,77 +232,13 @@ def simulate_command(
     return 0
 
 
-def _job(given: Mapping[str, Any]) -> Job:
-    from pipeline.job import Job
-
-    overrides: dict[str, Any] = {}
-    for setting in given["settings"]:
-        key, sign, value = setting.partition("=")
-        if not sign or not key.strip():
-            raise UsageError(f"--set takes KEY=VALUE, not {setting!r}")
-        overrides[key.strip()] = _value(value)
-    for _, key, _, _, _ in _JOB_OPTIONS:
-        value = given[key.replace(".", "__")]
-        if value is not None:
-            overrides[key] = value
-    overrides = dict(sorted(overrides.items(), key=lambda item: item[0].count(".")))
-    return Job.load(given["job_file"], overrides=overrides)
-
-
-def _value(text: str) -> Any:
-    """A value as TOML reads it, else as plain text: 0.2, true, [1, 2], hello."""
-    import tomllib
-
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
-def _wishes(given: Mapping[str, Any]) -> Wishes:
-    from pipeline.run import Wishes
-    from pipeline.selection import Redo
-
-    retry = given["retry_failed"]
-    if given["job_file"] is None and retry and retry.endswith(".toml"):
-        raise UsageError(f"--retry-failed took {retry} for an error code: give the job file first, then --retry-failed")
-    return Wishes(
-        redo=Redo(
-            failed=False if retry is None else retry or True,
-            columns=given["redo"],
-            ids=Path(given["redo_ids"]) if given["redo_ids"] else None,
-        ),
-        accept_changes=given["accept_changes"],
-        accept_failed=given["accept_failed"],
-    )
-
-
 def _run(job: Job, given: Mapping[str, Any], wishes: Wishes) -> Summary:
+    from pipeline.entry import run
     from pipeline.progress import display_for
-    from pipeline.run import run
 
     asks = sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty() and not given["quiet"]
     display = display_for(sys.stderr, quiet=given["quiet"])
     return run(job, wishes, display=display, confirm=(lambda text: click.confirm(text, err=True)) if asks else None)
-
-
-_ONCE_WITH_VALUE = ("--redo", "--redo-ids")
-_ONCE = (*_ONCE_WITH_VALUE, "--retry-failed", "--accept-changes", "--accept-failed")
-
-
-def _again() -> str:
-    """This command without what it asked for once and the journal now knows."""
-    words = iter(sys.argv[1:])
-    kept: list[str] = []
-    for word in words:
-        if word in _ONCE_WITH_VALUE:
-            next(words, None)
-        elif word == "--retry-failed":
-            following = next(words, None)
-            kept += [following] if following is not None and following.startswith("-") else []
-        elif word.partition("=")[0] not in _ONCE:
-            kept.append(word)
-    return shlex.join(["pipeline", *kept])
 
 
 def _print_json(value: Any) -> None:

@@ -1,0 +1,129 @@
+"""The options that describe a job, the same for every command that takes one, and what they become."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    from pipeline.job import Job
+    from pipeline.run import Wishes
+
+# option -> (flags, key of the job, environment variable, help)
+_JOB_OPTIONS: tuple[tuple[tuple[str, ...], str, str, Any, str], ...] = (
+    (("-i", "--input"), "input.path", "PIPELINE_INPUT", str, "File, glob or folder; .jsonl .parquet .csv, .gz .zst; - for JSONL on stdin."),
+    (("--id",), "input.id", "PIPELINE_ID", str, "Column that is each row's custom_id."),
+    (("-o", "--output"), "output.path", "PIPELINE_OUTPUT", str, "Results file: .parquet, .jsonl or .csv."),
+    (("--format",), "output.format", "PIPELINE_FORMAT", click.Choice(["parquet", "jsonl", "csv", "batch"]), "Format, where the ending does not say it."),
+    (("-m", "--model"), "model", "PIPELINE_MODEL", str, "Model to ask."),
+    (("-p", "--prompt"), "request.prompt", "PIPELINE_PROMPT", str, "Prompt template (Jinja2) over the row's columns."),
+    (("--system",), "request.system", "PIPELINE_SYSTEM", str, "System message, a template too."),
+    (("-g", "--gateway"), "gateway", "PIPELINE_GATEWAY", str, "Preset of a gateway: openai, simulator."),
+    (("--base-url",), "gateway.base_url", "PIPELINE_BASE_URL", str, "Where the server is, e.g. https://host/v1."),
+    (("--api-key-env",), "gateway.api_key_env", "PIPELINE_API_KEY_ENV", str, "Environment variable that holds the key."),
+    (("-c", "--concurrency"), "gateway.concurrency", "PIPELINE_CONCURRENCY", int, "Requests at once."),
+    (("--run-dir",), "run_dir", "PIPELINE_RUN_DIR", str, "Run folder (default: <output>.run)."),
+)  # fmt: skip
+
+
+def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that describe a job."""
+    options = [
+        click.argument("job_file", metavar="[JOB.toml]", required=False),
+        *(
+            click.option(*flags, key.replace(".", "__"), envvar=variable, type=kind, help=text, show_envvar=False)
+            for flags, key, variable, kind, text in _JOB_OPTIONS
+        ),
+        click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any key of the job, e.g. --set request.params.max_tokens=64."),
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout."),
+        click.option("-q", "--quiet", is_flag=True, help="No progress, no summary; errors only."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def redo_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that ask once for done rows to be done again."""
+    options = [
+        click.option("--retry-failed", is_flag=False, flag_value="", metavar="[CODE]", help="Send failed rows again, all or those of one error code."),
+        click.option("--redo", multiple=True, metavar="COLUMN=VALUE", help="Send rows again whose result column has this value (also COLUMN!=VALUE)."),
+        click.option("--redo-ids", type=click.Path(), metavar="FILE", help="Send the rows again that FILE names, an id a line."),
+        click.option("--accept-changes", is_flag=True, help="Send done rows again whose request changed, however many; take over a folder of another input."),
+        click.option("--accept-failed", is_flag=True, help="The rows that failed are fine: exit 0 from now on."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def job_of(given: Mapping[str, Any]) -> Job:
+    """The job that file, environment and options describe together."""
+    from pipeline.job import Job
+
+    overrides: dict[str, Any] = {}
+    for setting in given["settings"]:
+        key, sign, value = setting.partition("=")
+        if not sign or not key.strip():
+            raise UsageError(f"--set takes KEY=VALUE, not {setting!r}")
+        overrides[key.strip()] = _value(value)
+    for _, key, _, _, _ in _JOB_OPTIONS:
+        value = given[key.replace(".", "__")]
+        if value is not None:
+            overrides[key] = value
+    overrides = dict(sorted(overrides.items(), key=lambda item: item[0].count(".")))
+    return Job.load(given["job_file"], overrides=overrides)
+
+
+def _value(text: str) -> Any:
+    """A value as TOML reads it, else as plain text: 0.2, true, [1, 2], hello."""
+    import tomllib
+
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def wishes_of(given: Mapping[str, Any]) -> Wishes:
+    """What this one call asks for besides the job."""
+    from pipeline.run import Wishes
+    from pipeline.selection import Redo
+
+    retry = given["retry_failed"]
+    if given["job_file"] is None and retry and retry.endswith(".toml"):
+        raise UsageError(f"--retry-failed took {retry} for an error code: give the job file first, then --retry-failed")
+    return Wishes(
+        redo=Redo(
+            failed=False if retry is None else retry or True,
+            columns=given["redo"],
+            ids=Path(given["redo_ids"]) if given["redo_ids"] else None,
+        ),
+        accept_changes=given["accept_changes"],
+        accept_failed=given["accept_failed"],
+    )
+
+
+_ONCE_WITH_VALUE = ("--redo", "--redo-ids")
+_ONCE = (*_ONCE_WITH_VALUE, "--retry-failed", "--accept-changes", "--accept-failed")
+
+
+def again(arguments: Sequence[str]) -> str:
+    """This command without what it asked for once and the journal now knows."""
+    words = iter(arguments)
+    kept: list[str] = []
+    for word in words:
+        if word in _ONCE_WITH_VALUE:
+            next(words, None)
+        elif word == "--retry-failed":
+            following = next(words, None)
+            kept += [following] if following is not None and following.startswith("-") else []
+        elif word.partition("=")[0] not in _ONCE:
+            kept.append(word)
+    return shlex.join(["pipeline", *kept])

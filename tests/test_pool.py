@@ -1,0 +1,283 @@
+"""The life of a request, on a virtual clock with an in-memory gateway: backoff, attempts, slots, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, Callable, Mapping
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from virtual import run_virtually
+
+from pipeline.accounting import Accounting, PriceOf
+from pipeline.errors import BudgetError, GatewayError
+from pipeline.gateways import OpenAI
+from pipeline.pool import Pool, Terms
+from pipeline.records import Attempt, Failure, Outcome, Reply, Request
+from pipeline.retry import Backoff
+
+GOOD = {
+    "id": "x",
+    "model": "m-1",
+    "choices": [{"message": {"role": "assistant", "content": "yes"}, "finish_reason": "stop"}],
+    "usage": {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12},
+}
+
+
+def reply(status: int = 200, json: object = GOOD, headers: Mapping[str, str] | None = None) -> Reply:
+    return Reply(status=status, headers=headers or {}, body=b"{}", json=json, elapsed_s=0.1)
+
+
+def lost(code: str = "timeout", *, sent: bool = True) -> Reply:
+    failure = Failure(code=code, message="gone", sent=sent)
+    return Reply(status=0, headers={}, body=b"", json=None, elapsed_s=0.1, failure=failure)
+
+
+def error(status: int, message: str = "no", headers: Mapping[str, str] | None = None, **more: str) -> Reply:
+    return reply(status, {"error": {"message": message, **more}}, headers)
+
+
+def request(number: int) -> Request:
+    return Request(
+        custom_id=f"r{number}", index=number, endpoint="/chat/completions", model="m", body=b"{}",
+        fingerprint=number.to_bytes(16, "big"), estimated_tokens=1,
+    )  # fmt: skip
+
+
+class Memory:
+    """An in-memory journal that also watches what is in flight."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[Outcome] = []
+        self.attempts: list[Attempt] = []
+        self.set: dict[int, str] = {}
+        self._next = 0
+
+    def enter(self, request: Request, call_id: str) -> int:
+        self._next += 1
+        self.set[self._next] = call_id
+        return self._next
+
+    def clear(self, entry: int) -> None:
+        del self.set[entry]
+
+    async def keep(self, record: Outcome | Attempt, entry: int | None) -> None:
+        if isinstance(record, Attempt):
+            self.attempts.append(record)
+        else:
+            self.outcomes.append(record)
+        if entry is not None:
+            self.clear(entry)
+
+
+class Script:
+    """A gateway that answers each row's n-th send as told, and notes when."""
+
+    def __init__(self, answer: Callable[[int, int], Reply], *, takes_s: float = 1.0) -> None:
+        self._answer = answer
+        self._takes_s = takes_s
+        self.sends: list[tuple[float, str]] = []
+        self.busy = 0
+        self.most_busy = 0
+        self._counts: dict[str, int] = {}
+
+    async def send(self, endpoint: str, body: bytes, headers: Mapping[str, str]) -> Reply:
+        row = int(headers["X-Client-Request-Id"].split("-")[1])
+        self._counts[str(row)] = self._counts.get(str(row), 0) + 1
+        nth = self._counts[str(row)]
+        self.sends.append((asyncio.get_running_loop().time(), headers["X-Client-Request-Id"]))
+        self.busy += 1
+        self.most_busy = max(self.most_busy, self.busy)
+        try:
+            await asyncio.sleep(self._takes_s)
+        finally:
+            self.busy -= 1
+        return self._answer(row, nth)
+
+
+async def feed(rows: int, size: int = 8) -> AsyncGenerator[list[Request | Outcome], None]:
+    for first in range(0, rows, size):
+        yield [request(number) for number in range(first, min(first + size, rows))]
+
+
+def work(
+    answer: Callable[[int, int], Reply],
+    *,
+    rows: int = 1,
+    slots: int = 4,
+    attempts: int = 5,
+    reached: bool = True,
+    fail_on_length: bool = False,
+    during: Callable[[Pool], object] | None = None,
+    takes_s: float = 1.0,
+) -> tuple[Memory, Script, Pool, float]:
+    memory, script = Memory(), Script(answer, takes_s=takes_s)
+
+    async def main() -> tuple[Pool, float]:
+        terms = Terms(
+            slots=slots, run_name="p1", max_attempts=attempts, reached=reached, fail_on_length=fail_on_length,
+            backoff=Backoff(random=random.Random(1)),
+        )  # fmt: skip
+        loop = asyncio.get_running_loop()
+        pool = Pool(
+            terms, sender=script, dialect=OpenAI(), accounting=Accounting({"m": PriceOf(prompt=1.0, completion=2.0)}),
+            keeper=memory, wall_clock=loop.time,
+        )  # fmt: skip
+        if during is not None:
+            loop.call_later(0.5, during, pool)
+        await pool.work(feed(rows))
+        return pool, loop.time()
+
+    pool, took = run_virtually(main())
+    return memory, script, pool, took
+
+
+def test_all_slots_are_used_and_never_more() -> None:
+    memory, script, _, took = work(lambda row, nth: reply(), rows=40, slots=4)
+    assert len(memory.outcomes) == 40
+    assert script.most_busy == 4
+    assert took == pytest.approx(10.0)
+    assert memory.set == {}
+
+
+def test_an_answer_has_tokens_cost_and_the_served_model() -> None:
+    memory, *_ = work(lambda row, nth: reply())
+    outcome = memory.outcomes[0]
+    assert (outcome.status, outcome.model, outcome.completion and outcome.completion.model) == ("succeeded", "m", "m-1")
+    assert (outcome.cost.amount, outcome.cost.source) == (pytest.approx(14e-6), "price_table")
+
+
+def test_waiting_for_the_next_try_holds_no_slot() -> None:
+    memory, script, _, took = work(lambda row, nth: error(500) if row == 0 and nth == 1 else reply(), rows=5, slots=1)
+    assert [(when, call.split("-")[1]) for when, call in script.sends][:2] == [(0.0, "0"), (pytest.approx(1.0), "1")]
+    assert {outcome.status for outcome in memory.outcomes} == {"succeeded"}
+    assert took == pytest.approx(6.0, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        error(500), error(408), reply(200, None), reply(200, {"choices": []}), reply(200, []), reply(418 + 100, None), lost(),
+        reply(200, {"choices": [{"message": None}]}), reply(200, {"error": {"message": "mid-air"}}),
+    ],
+)  # fmt: skip
+def test_server_errors_are_bounded_and_every_try_is_booked(bad: Reply) -> None:
+    memory, script, _, _ = work(lambda row, nth: bad, attempts=3)
+    assert len(script.sends) == 3
+    assert [outcome.status for outcome in memory.outcomes] == ["failed"]
+    assert len(memory.attempts) == 2
+    assert all(attempt.lost == (bad.failure is not None) for attempt in memory.attempts)
+    assert memory.outcomes[0].error_message is not None
+    assert memory.outcomes[0].error_message.endswith("(after 3 tries)")
+
+
+@pytest.mark.parametrize("status", [400, 413, 422, 451])
+def test_a_rows_own_fault_is_never_retried(status: int) -> None:
+    memory, script, _, _ = work(lambda row, nth: error(status, "too long", code="context_length_exceeded"))
+    assert len(script.sends) == 1
+    assert memory.outcomes[0].error_code == "context_length_exceeded"
+    assert memory.outcomes[0].error_message == f"HTTP {status}: too long"
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [error(429), error(503), error(502), error(504), error(529), lost("connect_failed", sent=False), reply(302, None)],
+)
+def test_the_gateways_trouble_costs_no_attempt(bad: Reply) -> None:
+    memory, script, _, _ = work(lambda row, nth: bad if nth <= 12 else reply(), attempts=2)
+    assert len(script.sends) == 13
+    assert memory.outcomes[0].status == "succeeded"
+    assert memory.attempts == []
+
+
+def test_retry_after_is_honoured_to_the_second() -> None:
+    _, script, _, _ = work(lambda row, nth: error(429, headers={"retry-after": "7"}) if nth == 1 else reply())
+    waited = script.sends[1][0] - script.sends[0][0] - 1.0
+    assert 7.0 <= waited <= 7.7
+
+
+@given(tries=st.integers(1, 200), seed=st.integers(0, 2**32))
+def test_backoff_grows_jitters_and_is_capped(tries: int, seed: int) -> None:
+    backoff = Backoff(random=random.Random(seed))
+    full = min(60.0, 2.0 ** (tries - 1))
+    assert full / 2 <= backoff.delay(tries) <= full
+    assert 30.0 <= backoff.delay(tries, 30.0) <= 31.0
+
+
+def test_backoff_of_rows_that_failed_together_does_not_bring_them_back_together() -> None:
+    _, script, _, _ = work(lambda row, nth: error(500) if nth == 1 else reply(), rows=8, slots=8)
+    second = sorted(when for when, call in script.sends if call.endswith("-2"))
+    assert len({round(when, 3) for when in second}) == 8
+
+
+def test_a_gateway_that_says_no_to_all_is_not_hammered() -> None:
+    """Rows that wait keep fresh ones out: a thousand rows at a closed gateway are a few dozen requests a minute."""
+
+    def drain(pool: Pool) -> None:
+        asyncio.get_running_loop().call_later(60, pool.drain)
+
+    _, script, _, _ = work(lambda row, nth: error(429), rows=1000, slots=8, during=drain, takes_s=0.01)
+    assert len({call.split("-")[1] for _, call in script.sends}) <= 16 + 8
+    assert len(script.sends) < 24 * 8
+
+
+def test_fatal_stops_the_run_and_leaves_rows_pending() -> None:
+    memory, script, pool, _ = work(lambda row, nth: error(401, "bad key", code="invalid_api_key"), rows=100, slots=2)
+    assert len(script.sends) == 2
+    assert memory.outcomes == []
+    assert isinstance(pool.stopped, GatewayError)
+    assert "bad key" in str(pool.stopped)
+
+
+def test_an_empty_budget_is_its_own_stop() -> None:
+    _, _, pool, _ = work(lambda row, nth: error(429, "no money", code="insufficient_quota"))
+    assert isinstance(pool.stopped, BudgetError)
+
+
+def test_never_reached_is_given_up_after_a_minute() -> None:
+    _, _, pool, took = work(lambda row, nth: lost("connect_failed", sent=False), reached=False)
+    assert isinstance(pool.stopped, GatewayError)
+    assert 60 <= took < 130
+
+
+def test_once_reached_an_outage_is_waited_out() -> None:
+    memory, _, pool, took = work(
+        lambda row, nth: lost("connect_failed", sent=False) if nth < 30 else reply(), reached=True
+    )
+    assert pool.stopped is None
+    assert memory.outcomes[0].status == "succeeded"
+    assert took > 600
+
+
+def test_drain_finishes_what_is_in_flight_and_starts_nothing() -> None:
+    memory, script, _, took = work(lambda row, nth: reply(), rows=100, slots=4, during=Pool.drain)
+    assert len(script.sends) == len(memory.outcomes) == 4
+    assert took == pytest.approx(1.0)
+
+
+def test_cut_off_answers_fail_when_asked_to_and_keep_their_cost() -> None:
+    cut = {**GOOD, "choices": [{"message": {"content": "ye"}, "finish_reason": "length"}]}
+    memory, *_ = work(lambda row, nth: reply(200, cut), fail_on_length=True)
+    assert (memory.outcomes[0].status, memory.outcomes[0].error_code) == ("failed", "length")
+    assert memory.outcomes[0].cost.amount == pytest.approx(14e-6)
+
+
+def test_a_row_that_never_became_a_request_is_kept_without_a_send() -> None:
+    memory, script = Memory(), Script(lambda row, nth: reply())
+    broken = Outcome(
+        custom_id="x", index=1, fingerprint=b"0" * 16, status="failed", error_code="null_field", sent=False
+    )
+
+    async def one() -> AsyncGenerator[list[Request | Outcome], None]:
+        yield [broken]
+
+    async def main() -> None:
+        terms = Terms(slots=2, run_name="p1", max_attempts=1)
+        pool = Pool(terms, sender=script, dialect=OpenAI(), accounting=Accounting({}), keeper=memory, wall_clock=float)
+        await pool.work(one())
+
+    run_virtually(main())
+    assert memory.outcomes == [broken]
+    assert script.sends == []
