@@ -23,7 +23,8 @@ setup: $(VENV)/.demo  ## make .venv and install the package in it
 
 demo: $(VENV)/.demo  ## label 1,000 support tickets with the embedded simulator: no key, no network
 	$(BIN)/pipeline run jobs/label_tickets.toml
-	$(BIN)/python -m pipeline.demo runs/label_tickets/labels.parquet
+	@echo "The first rows, as they were sent and answered:"
+	@$(BIN)/pipeline try jobs/label_tickets.toml -n 3 -q
 
 lint: $(VENV)/.test  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -5,17 +5,19 @@ Whether the gateway may have billed a request that got no answer is decided here
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Self
+from functools import partial
+from typing import Any, Self, cast
 from urllib.parse import urlsplit
 
 import aiohttp
 import orjson
+from aiohttp.client_proto import ResponseHandler
 
 from pipeline.records import Failure, Reply
 
@@ -51,8 +53,7 @@ class Client:
         connector = aiohttp.TCPConnector(
             limit=0, keepalive_timeout=KEEP_ALIVE_S, family=_FAMILIES[connection.ip_version], ttl_dns_cache=60
         )
-        trace = aiohttp.TraceConfig()
-        trace.on_connection_reuseconn.append(_note_reuse)
+        connector._factory = cast(Any, partial(WatchedConnection, loop=asyncio.get_running_loop()))
         headers = {"Content-Type": "application/json", "User-Agent": "pipeline"}
         if connection.api_key:
             headers["Authorization"] = f"Bearer {connection.api_key}"
@@ -60,7 +61,6 @@ class Client:
             connector=connector,
             timeout=aiohttp.ClientTimeout(total=connection.timeout_s, connect=connection.connect_timeout_s),
             headers=headers,
-            trace_configs=[trace],
             trust_env=not is_loopback(connection.base_url),  # no proxy can reach this machine's own loopback for us
             cookie_jar=aiohttp.DummyCookieJar(),
         )
@@ -85,21 +85,18 @@ class Client:
 
     async def _exchange(self, endpoint: str, body: bytes, headers: Mapping[str, str]) -> Reply:
         started = time.monotonic()
-        used = SimpleNamespace(reused=False)
         try:
             async with self._session.post(
                 self._connection.base_url + endpoint,
                 data=body,
                 headers=headers,
                 allow_redirects=False,
-                trace_request_ctx=used,
             ) as response:
                 answer = await response.read()
                 return self._reply(response, answer, time.monotonic() - started)
         except (aiohttp.ClientError, TimeoutError, OSError) as exc:
             elapsed = time.monotonic() - started
-            stale = used.reused and elapsed < REUSED_DROP_S and isinstance(exc, _DROPPED)
-            failure = failure_of(exc, stale=stale)
+            failure = failure_of(exc, stale=isinstance(exc, StaleConnectionError) and elapsed < REUSED_DROP_S)
             return Reply(status=0, headers={}, body=b"", json=None, elapsed_s=elapsed, failure=self._scrubbed(failure))
 
     def _reply(self, response: aiohttp.ClientResponse, body: bytes, elapsed_s: float) -> Reply:
@@ -118,8 +115,39 @@ class Client:
         return Failure(code=failure.code, message=message, sent=failure.sent)
 
 
-# Dropped before the reply began. ClientPayloadError is not one of these: there the reply had begun.
-_DROPPED = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError)
+class StaleConnectionError(aiohttp.ServerDisconnectedError):
+    """A reused connection broke before any byte of the reply came."""
+
+
+class WatchedConnection(ResponseHandler):
+    """aiohttp's own protocol, which also knows whether it was used before and whether the reply has begun.
+
+    aiohttp says only "server disconnected" for both, and no public hook tells them apart to the byte.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
+        self._uses = 0
+        self._began = False
+
+    def set_response_params(self, **params: Any) -> None:
+        """A new request begins."""
+        self._uses += 1
+        self._began = False
+        super().set_response_params(**params)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of the reply."""
+        self._began = True
+        super().data_received(data)
+
+    def set_exception(self, exc: BaseException, *cause: BaseException) -> None:
+        """The exchange has failed."""
+        if self._uses > 1 and not self._began and isinstance(exc, aiohttp.ServerDisconnectedError | OSError):
+            exc = StaleConnectionError(str(exc))
+        super().set_exception(exc, *cause)
+
+
 _NEVER_SENT: tuple[tuple[type[BaseException], str], ...] = (
     (aiohttp.ConnectionTimeoutError, "connect_timeout"),
     (aiohttp.ClientConnectorDNSError, "dns_failed"),
@@ -144,10 +172,6 @@ def failure_of(exc: BaseException, *, stale: bool = False) -> Failure:
     return Failure(
         code="disconnected", message=f"the connection broke before the answer was complete: {words}", sent=True
     )
-
-
-async def _note_reuse(_: aiohttp.ClientSession, context: SimpleNamespace, __: object) -> None:
-    context.trace_request_ctx.reused = True
 
 
 def is_loopback(base_url: str) -> bool:

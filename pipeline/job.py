@@ -6,12 +6,14 @@ Order: option > environment (``PIPELINE_*``) > job file > preset. All problems a
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 import stat
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
+from urllib.parse import urlsplit
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
@@ -157,6 +159,8 @@ class Job(_Table):
     def _fits_together(self) -> Self:
         if self.gateway.base_url is None and self.preset.base_url is None and self.preset.name != "simulator":
             raise ValueError(f"gateway.base_url: the preset {self.preset.name!r} needs one, e.g. https://host/v1")
+        if self.gateway.base_url is not None:
+            _check_ip_version(self.gateway.base_url, self.gateway.ip_version)
         if self.output.format is None and self.output.path.suffix.lower() not in FORMAT_OF_ENDING:
             raise ValueError(
                 f"output.path: the ending of {self.output.path.name!r} names no format; use "
@@ -234,6 +238,15 @@ class Job(_Table):
         if not key.isascii() or any(c.isspace() for c in key):
             raise JobError(f"the key in {name} has spaces or characters no key has; copy it again")
         return SecretStr(key) if key else None
+
+
+def _check_ip_version(url: str, version: str | int) -> None:
+    try:
+        address = ipaddress.ip_address(urlsplit(url).hostname or "")
+    except ValueError:
+        return  # a name: whether it has such an address is for the resolver to say
+    if version not in ("auto", address.version):
+        raise ValueError(f"gateway.ip_version: {version} does not fit the IPv{address.version} address in base_url")
 
 
 def _key_from_file(path: Path) -> str:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
+from datetime import date, time, timedelta
+from decimal import Decimal
+from typing import Any, NoReturn
 
 import jinja2
 import jinja2.meta
@@ -42,7 +45,7 @@ class Null(jinja2.Undefined):
         _fail_with_undefined_error
     )
     __int__ = __float__ = __complex__ = __pow__ = __rpow__ = __floordiv__ = __rfloordiv__ = _fail_with_undefined_error
-    __str__ = __len__ = __iter__ = __contains__ = _fail_with_undefined_error
+    __str__ = __len__ = __iter__ = __contains__ = __abs__ = __round__ = _fail_with_undefined_error
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -57,6 +60,12 @@ class Null(jinja2.Undefined):
 
     def __hash__(self) -> int:
         return hash(None)
+
+    def __repr__(self) -> str:
+        return "None"  # as it looks inside a struct or a list that is written whole
+
+
+_WRITABLE = (str, int, float, Decimal, date, time, timedelta, list, tuple, dict, jinja2.Undefined)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,9 +106,9 @@ class Template:
         self._params = params
         self._replace_model = replace_model
         self.kind, self._compose = self._choose(prompt, system, columns)
-        environment = _environment()
-        self._prompt = _compile(environment, "prompt", prompt, columns) if prompt is not None else None
-        self._system = _compile(environment, "system", system, columns) if system is not None else None
+        environment = _environment(columns)
+        self._prompt = _Text(environment, "prompt", prompt, columns) if prompt is not None else None
+        self._system = _Text(environment, "system", system, columns) if system is not None else None
 
     def _choose(self, prompt: str | None, system: str | None, columns: Collection[str]) -> tuple[str, Any]:
         if prompt is None and {"custom_id", "url", "body"} <= set(columns):
@@ -142,7 +151,7 @@ class Template:
     def _from_prompt(self, data: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         text: Any
         if self._prompt is not None:
-            text = _render(self._prompt, data)
+            text = self._prompt.render(data)
         else:
             text = data.get("prompt")
             if text is None:
@@ -163,9 +172,9 @@ class Template:
 
     def _body(self, data: dict[str, Any], messages: list[dict[str, Any]]) -> dict[str, Any]:
         if self._system is not None:
-            messages = [{"role": "system", "content": _render(self._system, data)}, *messages]
+            messages = [{"role": "system", "content": self._system.render(data)}, *messages]
         body = {"model": self._model, **self._params, "messages": messages}
-        if data.get("params") is not None:
+        if data.get("params") not in (None, ""):  # "" is the only null that CSV has
             for name, value in self._row_params(data).items():
                 if value is None:
                     body.pop(name, None)
@@ -180,7 +189,10 @@ class Template:
         for name in ("messages", "stream"):
             if params.get(name) is not None:
                 raise RowError("bad_params", f"the column 'params' must not set {name!r}")
-        return params
+        model = params.get("model")
+        if model is not None and (not isinstance(model, str) or not model):
+            raise RowError("bad_params", f"the column 'params' sets 'model' to {_kind(model)}, not a model's name")
+        return {name: value for name, value in params.items() if value is not None or name not in ("model", "messages")}
 
     def _from_batch_line(self, data: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         body = _parsed(data.get("body"), "body")
@@ -212,54 +224,99 @@ class Template:
         return body
 
 
-def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        undefined=Null, finalize=_finalize, keep_trailing_newline=True, autoescape=False
-    )
+class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    """Data first: ``{{ s.items }}`` is the member of that name, not a method of Python's. What is unsafe raises at once."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if isinstance(obj, dict) and attribute in obj:
+            return obj[attribute]
+        return super().getattr(obj, attribute)
+
+    def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:
+        raise jinja2.sandbox.SecurityError(f"{attribute!r} of {_kind(obj)} is not for templates")
+
+
+def _environment(columns: Collection[str]) -> _Environment:
+    environment = _Environment(undefined=Null, finalize=_finalize, keep_trailing_newline=True, autoescape=False)
     environment.tests["none"] = lambda value: value is None or isinstance(value, Null)
     environment.filters["tojson"] = _tojson
+    # Chance has no place here: a request is composed more than once, and is known by its fingerprint.
+    del environment.filters["random"], environment.globals["lipsum"]
+    for name in columns:
+        environment.globals.pop(name, None)  # a column called "range" is no function in rows that lack it
     return environment
 
 
 def _finalize(value: Any) -> Any:
+    if isinstance(value, _WRITABLE):
+        return value
     if value is None:
         raise RowError("null_field", "a value that the template writes is null; say what to write then: {{ x or '' }}")
     if isinstance(value, bytes):
         raise RowError("binary_field", "a value that the template writes is binary, not text")
+    # Functions and generators would be written as their address in memory: another request each time.
+    raise RowError("template_error", f"the template writes a {type(value).__name__}, not a value; call it, or add |list")
+
+
+def _tojson(value: Any, indent: int | None = None) -> str:
+    text = dumps(_with_nones(value)).decode()
+    return text if indent is None else json.dumps(json.loads(text), indent=indent, ensure_ascii=False)
+
+
+def _with_nulls(value: Any, name: str) -> Any:
+    """Null wherever there is None, however deep: ``{{ s.a|upper }}`` must not write NONE."""
+    if value is None:
+        return Null(name=name)
+    if isinstance(value, dict):
+        return {key: _with_nulls(member, f"{name}[{key!r}]") for key, member in value.items()}
+    if isinstance(value, list):
+        return [_with_nulls(item, f"{name}[{at}]") for at, item in enumerate(value)]
     return value
 
 
-def _tojson(value: Any) -> str:
-    return dumps(None if isinstance(value, Null) else value).decode()
+def _with_nones(value: Any) -> Any:
+    if isinstance(value, Null):
+        return None
+    if isinstance(value, dict):
+        return {key: _with_nones(member) for key, member in value.items()}
+    return [_with_nones(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _compile(environment: jinja2.Environment, what: str, text: str, columns: Collection[str]) -> jinja2.Template:
-    try:
-        tree = environment.parse(text)
-        template = environment.from_string(text)
-    except jinja2.TemplateSyntaxError as exc:
-        raise TemplateError(f"request.{what}, line {exc.lineno}: {exc.message}") from None
-    known = {*columns, "row"}
-    for name in sorted(jinja2.meta.find_undeclared_variables(tree) - known - environment.globals.keys()):
-        line = min(node.lineno for node in tree.find_all(jinja2.nodes.Name) if node.name == name)
-        close = difflib.get_close_matches(name, columns, n=1)
-        raise TemplateError(
-            f"request.{what}, line {line}: the input has no column {name!r}"
-            f"{f' (did you mean {close[0]!r}?)' if close else ''}; its columns are: {', '.join(sorted(columns))}"
-        )
-    return template
+class _Text:
+    """One compiled template text and the columns it asks for. Raises ``TemplateError``."""
+
+    def __init__(self, environment: _Environment, what: str, text: str, columns: Collection[str]) -> None:
+        try:
+            tree = environment.parse(text)
+            self._template = environment.from_string(text)
+        except jinja2.TemplateSyntaxError as exc:
+            raise TemplateError(f"request.{what}, line {exc.lineno}: {exc.message}") from None
+        self._names = sorted(jinja2.meta.find_undeclared_variables(tree))
+        for name in self._names:
+            line = min((node.lineno for node in tree.find_all(jinja2.nodes.Name) if node.name == name), default=1)
+            if name == "self":
+                raise TemplateError(f"request.{what}, line {line}: 'self' is a word of Jinja2's; write row['self']")
+            if name not in columns and name != "row" and name not in environment.globals:
+                raise TemplateError(f"request.{what}, line {line}: {_no_column(name, columns)}")
+
+    def render(self, data: dict[str, Any]) -> str:
+        """The text for one row. Raises ``RowError``."""
+        names = {name: _with_nulls(data[name], name) for name in self._names if name in data}
+        if "row" in self._names:
+            names.setdefault("row", _with_nulls(data, "row"))
+        try:
+            return self._template.render(names)
+        except jinja2.TemplateError as exc:
+            raise RowError("template_error", f"the template does not fit this row: {exc.message}") from exc
+        except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError, MemoryError) as exc:
+            words = str(exc) or type(exc).__name__
+            raise RowError("template_error", f"the template does not fit this row: {words}") from exc
 
 
-def _render(template: jinja2.Template, data: dict[str, Any]) -> str:
-    names = {"row": data, **data}
-    if None in data.values():
-        names = {name: value for name, value in names.items() if value is not None}
-    try:
-        return template.render(names)
-    except jinja2.TemplateError as exc:
-        raise RowError("template_error", f"the template does not fit this row: {exc.message}") from exc
-    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError, MemoryError) as exc:
-        raise RowError("template_error", f"the template does not fit this row: {exc}") from exc
+def _no_column(name: str, columns: Collection[str]) -> str:
+    close = difflib.get_close_matches(name, columns, n=1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    return f"the input has no column {name!r}{hint}; its columns are: {', '.join(sorted(columns))}"
 
 
 def _parsed(value: Any, column: str) -> Any:

@@ -13,6 +13,8 @@ from typing import Any
 import orjson
 import pytest
 
+from pipeline import Job, Summary, Wishes, run
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
@@ -81,6 +83,61 @@ class Server:
         with urllib.request.urlopen(self.url.removesuffix("/v1") + "/ledger", timeout=10) as answer:
             found: dict[str, Any] = orjson.loads(answer.read())
         return found
+
+
+@dataclass(kw_only=True)
+class Bench:
+    """A job over ``rows`` against a gateway that counts: ``bench.run()`` gives the summary and the requests sent."""
+
+    folder: Path
+    server: Server
+    settings: dict[str, Any]
+
+    def write(self, rows: list[dict[str, Any]], name: str = "in.jsonl") -> Path:
+        """Make these the input."""
+        return write_jsonl(self.folder / name, rows)
+
+    def run(self, wishes: Wishes | None = None, **changes: Any) -> tuple[Summary, int]:
+        """Run the job, with changed settings if any (``request__prompt="..."``)."""
+        overrides = {**self.settings, **{key.replace("__", "."): value for key, value in changes.items()}}
+        before = self.server.ledger()["totals"]["requests"]
+        summary = run(Job.load(None, overrides=overrides), wishes)
+        return summary, self.server.ledger()["totals"]["requests"] - before
+
+    def results(self, name: str = "out.jsonl") -> list[dict[str, Any]]:
+        """The results file."""
+        return read_jsonl(self.folder / name)
+
+
+@pytest.fixture
+def bench(tmp_path: Path, gateway: Server) -> Bench:
+    """A job in a folder of its own."""
+    settings = {
+        "input.path": str(tmp_path / "in.jsonl"),
+        "input.id": "id",
+        "output.path": str(tmp_path / "out.jsonl"),
+        "gateway.base_url": gateway.url,
+        "model": "sim/echo",
+        "request.prompt": "say {{ text }}",
+    }
+    return Bench(folder=tmp_path, server=gateway, settings=settings)
+
+
+@pytest.fixture(scope="session")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One simulator for all tests that only count what reaches it."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline", "simulate", "--port", "0"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=clean_environment(),
+        cwd=tmp_path_factory.mktemp("gateway"),
+    )
+    assert process.stderr is not None
+    yield Server(process, process.stderr.readline().split("serving on ")[1].split()[0])
+    process.kill()
+    process.wait()
+    process.stderr.close()
 
 
 @pytest.fixture

@@ -76,7 +76,7 @@ class Index:
             self._db.execute("DELETE FROM file WHERE file = ?", (known[path],))
             changed = True
         if changed:
-            put(self._db, "linked", "no")
+            self._outdate()
         self._db.execute("COMMIT")
         return changed
 
@@ -103,12 +103,17 @@ class Index:
             self._db.execute(
                 "UPDATE file SET rows = ?, columns = ? WHERE file = ?", (count, json.dumps(list(columns)), file)
             )
-            put(self._db, "linked", "no")
+            self._outdate()
             self._db.execute("COMMIT")
         except BaseException:
             self._db.execute("ROLLBACK")
             raise
         return count
+
+    def _outdate(self) -> None:
+        """The links and the results file are of an earlier input now."""
+        put(self._db, "linked", "no")
+        put(self._db, "results", "stale")
 
     def _numbered(
         self, file: int | None, rows: Iterable[IndexRow]

@@ -18,7 +18,7 @@ from pipeline.simulator.settings import Settings
 class Entry:
     """One request. ``status`` 0: no answer was sent. Tokens and cost are those billed, 0 when nothing was.
 
-    ``billed`` says that an answer was made, whether or not the client was still there to read it.
+    ``billed``: an answer was made, whether or not the client was still there to read it; or a stream ran to its end.
     """
 
     number: int

@@ -48,8 +48,8 @@ class Port:
     def leave(self, seconds: float) -> None:
         """Stops listening for a while; nothing happens when it is away already."""
         if self._listener is not None and not self.away:
-            self._listener.close()
-            self._absence = asyncio.create_task(self._be_away(seconds), name="simulator port away")
+            absence = self._be_away(self._listener, seconds)
+            self._absence = asyncio.create_task(absence, name="simulator port away")
 
     async def close(self) -> None:
         """Stops listening for good."""
@@ -58,9 +58,10 @@ class Port:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._absence
         if self._listener is not None:
-            self._listener.close()
+            await _shut(self._listener)
 
-    async def _be_away(self, seconds: float) -> None:
+    async def _be_away(self, listener: asyncio.Server, seconds: float) -> None:
+        await _shut(listener)
         # Bound but deaf, the next socket keeps the number: otherwise the system might give it to somebody else, or to
         # the client's own end of a connection attempt, which then connects to itself.
         placeholder = self._bind()
@@ -88,3 +89,15 @@ class Port:
 
     async def _listen(self, bound: socket.socket) -> None:
         self._listener = await asyncio.get_running_loop().create_server(self._server, sock=bound, backlog=_BACKLOG)
+
+
+async def _shut(listener: asyncio.Server) -> None:
+    """Closes the listening socket, after what it has just accepted has become a connection.
+
+    asyncio fails an assertion, and leaks the socket, where a server closes between the two.
+    """
+    loop = asyncio.get_running_loop()
+    for listening in listener.sockets:
+        loop.remove_reader(listening.fileno())
+    await asyncio.sleep(0)
+    listener.close()

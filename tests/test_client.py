@@ -1,0 +1,261 @@
+"""One HTTP exchange against real sockets that misbehave: what was sent, what may be billed, what is tried again."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from pipeline.client import KEEP_ALIVE_S, Client, Connection, failure_of, is_loopback
+from pipeline.records import Reply
+
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 13\r\n\r\n" + b'{"fine":true}'
+
+
+async def read_request(reader: asyncio.StreamReader) -> bytes:
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = next(
+        int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")
+    )
+    return head + await reader.readexactly(length)
+
+
+class RawServer:
+    """Counts connections and requests; ``handle(connection, nth request)`` returns the bytes to answer, None to close."""
+
+    def __init__(self, handle: Callable[[int, int], Awaitable[bytes | None]]) -> None:
+        self._handle = handle
+        self.connections = 0
+        self.requests: list[bytes] = []
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        connection, nth = self.connections, 0
+        try:
+            while True:
+                self.requests.append(await read_request(reader))
+                nth += 1
+                answer = await self._handle(connection, nth)
+                if answer is None:
+                    return
+                writer.write(answer)
+                await writer.drain()
+                if not answer.endswith(b"}"):
+                    return
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return
+        finally:
+            writer.close()
+
+
+def exchange(
+    handle: Callable[[int, int], Awaitable[bytes | None]],
+    talk: Callable[[Client], Awaitable[Reply]],
+    *,
+    timeout_s: float = 10.0,
+    api_key: str | None = None,
+) -> tuple[Reply, RawServer]:
+    raw = RawServer(handle)
+
+    async def main() -> Reply:
+        server = await asyncio.start_server(raw, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        connection = Connection(base_url=url, api_key=api_key, timeout_s=timeout_s, connect_timeout_s=2.0)
+        async with server, Client(connection) as client:
+            return await talk(client)
+
+    return asyncio.run(main()), raw
+
+
+async def twice(client: Client) -> Reply:
+    first = await client.send("/x", b"{}", {})
+    assert first.json == {"fine": True}
+    return await client.send("/x", b"{}", {})
+
+
+async def once(client: Client) -> Reply:
+    return await client.send("/x", b'{"a":1}', {"X-Client-Request-Id": "call-1"})
+
+
+def test_connections_are_kept_for_less_than_the_servers_five_seconds() -> None:
+    assert KEEP_ALIVE_S < 5
+
+    async def fine(connection: int, nth: int) -> bytes:
+        return ANSWER
+
+    _, raw = exchange(fine, twice)
+    assert raw.connections == 1
+
+
+def test_a_reused_connection_that_drops_at_once_is_tried_again_and_costs_nothing() -> None:
+    async def drop_reused(connection: int, nth: int) -> bytes | None:
+        return ANSWER if nth == 1 else None
+
+    reply, raw = exchange(drop_reused, twice)
+    assert reply.status == 200
+    assert (raw.connections, len(raw.requests)) == (2, 3)
+
+
+def test_a_fresh_connection_that_drops_is_a_lost_attempt() -> None:
+    async def drop(connection: int, nth: int) -> None:
+        return None
+
+    reply, raw = exchange(drop, once)
+    assert reply.failure is not None
+    assert (reply.failure.code, reply.failure.sent, len(raw.requests)) == ("disconnected", True, 1)
+
+
+def test_a_reused_connection_that_drops_late_is_a_lost_attempt() -> None:
+    async def drop_late(connection: int, nth: int) -> bytes | None:
+        if nth == 1:
+            return ANSWER
+        await asyncio.sleep(1.1)
+        return None
+
+    reply, raw = exchange(drop_late, twice)
+    assert reply.failure is not None
+    assert (reply.failure.sent, len(raw.requests)) == (True, 2)
+
+
+@pytest.mark.parametrize("part", [ANSWER[:9], ANSWER[:40], ANSWER[:-4]])
+def test_a_reused_connection_that_drops_in_the_reply_is_a_lost_attempt(part: bytes) -> None:
+    async def drop_inside(connection: int, nth: int) -> bytes:
+        return ANSWER if nth == 1 else part
+
+    reply, raw = exchange(drop_inside, twice)
+    assert reply.failure is not None
+    assert (reply.failure.sent, len(raw.requests)) == (True, 2), "the reply had begun: it may be billed"
+
+
+def test_the_total_timeout_loses_the_attempt() -> None:
+    async def hang(connection: int, nth: int) -> bytes:
+        await asyncio.sleep(3)
+        return ANSWER
+
+    started = time.monotonic()
+    reply, _ = exchange(hang, once, timeout_s=0.3)
+    assert reply.failure is not None
+    assert (reply.failure.code, reply.failure.sent) == ("timeout", True)
+    assert time.monotonic() - started < 2
+
+
+def test_refused_and_unknown_hosts_were_never_sent() -> None:
+    async def main(url: str) -> Reply:
+        async with Client(Connection(base_url=url, api_key=None, timeout_s=5, connect_timeout_s=2)) as client:
+            return await client.send("/x", b"{}", {})
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    refused = asyncio.run(main(f"http://127.0.0.1:{port}/v1"))
+    assert refused.failure is not None
+    assert (refused.failure.code, refused.failure.sent) == ("connect_failed", False)
+    unknown = asyncio.run(main("http://no-such-host.invalid/v1"))
+    assert unknown.failure is not None
+    assert (unknown.failure.code, unknown.failure.sent) == ("dns_failed", False)
+
+
+def test_a_certificate_nobody_knows_is_refused(tmp_path: object) -> None:
+    import ssl
+
+    import aiohttp
+
+    exc = aiohttp.ClientConnectorCertificateError(_key(), ssl.SSLCertVerificationError("self-signed certificate"))
+    assert failure_of(exc).code == "tls_failed"
+    assert not failure_of(exc).sent
+
+
+def _key() -> object:
+    from types import SimpleNamespace
+
+    return SimpleNamespace(host="h", port=443, is_ssl=True, ssl=True)
+
+
+def test_redirects_are_never_followed() -> None:
+    async def move(connection: int, nth: int) -> bytes:
+        return b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 2\r\n\r\n{}"
+
+    reply, raw = exchange(move, once, api_key="sk-secret")
+    assert (reply.status, len(raw.requests)) == (302, 1)
+
+
+def test_what_goes_over_the_wire() -> None:
+    async def fine(connection: int, nth: int) -> bytes:
+        return ANSWER
+
+    _, raw = exchange(fine, once, api_key="sk-secret")
+    head, _, body = raw.requests[0].partition(b"\r\n\r\n")
+    assert body == b'{"a":1}'
+    assert head.startswith(b"POST /v1/x HTTP/1.1\r\n")
+    for line in (b"Authorization: Bearer sk-secret", b"Content-Type: application/json", b"X-Client-Request-Id: call-1"):
+        assert line in head
+
+
+def test_a_key_in_a_reply_or_a_repr_is_taken_out() -> None:
+    async def echo(connection: int, nth: int) -> bytes:
+        return b'HTTP/1.1 401 No\r\nContent-Length: 19\r\n\r\n{"key":"sk-secret"}'
+
+    reply, _ = exchange(echo, once, api_key="sk-secret")
+    assert reply.body == b'{"key":"[key]"}'
+    assert "sk-secret" not in repr(
+        Connection(base_url="http://h", api_key="sk-secret", timeout_s=1, connect_timeout_s=1)
+    )
+
+
+def test_proxies_come_from_the_environment_but_never_for_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bytes] = []
+
+    async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append(await reader.readline())
+        writer.write(ANSWER)
+        await writer.drain()
+        writer.close()
+
+    async def main() -> Reply:
+        server = await asyncio.start_server(proxy, "127.0.0.1", 0)
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        connection = Connection(base_url="http://gateway.invalid/v1", api_key=None, timeout_s=5, connect_timeout_s=2)
+        async with server, Client(connection) as client:
+            return await client.send("/x", b"{}", {})
+
+    assert asyncio.run(main()).status == 200
+    assert seen == [b"POST http://gateway.invalid/v1/x HTTP/1.1\r\n"]
+    assert is_loopback("http://127.0.0.1:8000/v1")
+    assert is_loopback("http://localhost/v1")
+    assert is_loopback("http://[::1]:8000/v1")
+    assert not is_loopback("http://10.0.0.1/v1")
+
+
+@pytest.mark.parametrize(("version", "works"), [(4, True), ("auto", True), (6, False)])
+def test_the_ip_version_can_be_forced(monkeypatch: pytest.MonkeyPatch, version: str | int, works: bool) -> None:
+    look_up = socket.getaddrinfo
+
+    def only_v4(host: str, port: int, family: int = 0, *more: int, **named: int) -> object:
+        if host != "ip4only":
+            return look_up(host, port, family, *more, **named)
+        if (family or named.get("family")) == socket.AF_INET6:
+            raise socket.gaierror(socket.EAI_NONAME, "no such address")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", only_v4)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(ANSWER)
+        await writer.drain()
+        writer.close()
+
+    async def main() -> Reply:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        url = f"http://ip4only:{server.sockets[0].getsockname()[1]}/v1"
+        connection = Connection(base_url=url, api_key=None, timeout_s=5, connect_timeout_s=2, ip_version=version)
+        async with server, Client(connection) as client:
+            return await client.send("/x", b"{}", {})
+
+    assert (asyncio.run(main()).status == 200) == works

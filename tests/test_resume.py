@@ -1,0 +1,275 @@
+"""Promise 3: a re-run sends only what has no final outcome for the same request, however the input moved meanwhile."""
+
+from __future__ import annotations
+
+import gzip
+import random
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import Bench, Pipeline, Server, write_jsonl
+
+from pipeline import PipelineError, Redo, Wishes
+from pipeline.errors import UsageError
+
+ROWS = [{"id": f"r{n}", "text": f"row {n}"} for n in range(20)]
+
+
+def _ids(rows: list[dict[str, Any]]) -> list[str]:
+    return [row["id"] for row in rows]
+
+
+def test_a_second_run_sends_nothing_says_so_and_leaves_the_file_alone(bench: Bench) -> None:
+    bench.write(ROWS)
+    first, sent = bench.run()
+    assert (first.exit_code, first.completed, sent) == (0, 20, 20)
+    stamp = (bench.folder / "out.jsonl").stat().st_mtime_ns
+    second, sent = bench.run()
+    assert (second.exit_code, second.sent, sent) == (0, 0, 0)
+    assert (bench.folder / "out.jsonl").stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize("id_column", ["id", None])
+def test_a_shuffled_input_sends_nothing_and_the_results_follow_it(bench: Bench, id_column: str | None) -> None:
+    bench.write(ROWS)
+    bench.run(input__id=id_column)
+    shuffled = ROWS.copy()
+    random.Random(3).shuffle(shuffled)
+    bench.write(shuffled)
+    summary, sent = bench.run(input__id=id_column)
+    assert (summary.exit_code, sent) == (0, 0)
+    assert _ids(bench.results()) == _ids(shuffled)
+    assert all(row["text"] in row["content"] for row in bench.results())
+
+
+@pytest.mark.parametrize("id_column", ["id", None])
+def test_a_grown_input_sends_what_is_new(bench: Bench, id_column: str | None) -> None:
+    bench.write(ROWS[:12])
+    bench.run(input__id=id_column)
+    bench.write(ROWS[15:] + ROWS[:15])
+    summary, sent = bench.run(input__id=id_column)
+    assert (summary.new, summary.changed, summary.kept, sent) == (8, 0, 12, 8)
+    assert _ids(bench.results()) == _ids(ROWS[15:] + ROWS[:15])
+
+
+@pytest.mark.parametrize("id_column", ["id", None])
+def test_an_edited_row_is_sent_again_and_only_it(bench: Bench, id_column: str | None) -> None:
+    bench.write(ROWS)
+    bench.run(input__id=id_column)
+    edited = [{**row, "text": "new text"} if row["id"] == "r7" else row for row in ROWS]
+    bench.write(edited)
+    summary, sent = bench.run(input__id=id_column)
+    assert (summary.changed, sent) == (1, 1)
+    assert "new text" in bench.results()[7]["content"]
+    bench.write(ROWS)
+    _, sent = bench.run(input__id=id_column)
+    assert sent == 0, "the earlier answer is still in the journal"
+
+
+def test_a_removed_row_leaves_the_results_and_nothing_is_sent(bench: Bench) -> None:
+    bench.write(ROWS)
+    bench.run()
+    bench.write(ROWS[5:])
+    _, sent = bench.run()
+    assert sent == 0
+    assert _ids(bench.results()) == _ids(ROWS[5:])
+
+
+def test_equal_rows_without_ids_stay_as_many_rows_and_are_all_sent(bench: Bench) -> None:
+    same = [{"text": "again"}] * 5 + [{"text": "once"}]
+    bench.write(same)
+    summary, sent = bench.run(input__id=None)
+    assert (summary.completed, sent) == (6, 6)
+    ids = [row["custom_id"] for row in bench.results()]
+    assert sorted(one.rsplit("-", 1)[1] for one in ids) == ["1", "1", "2", "3", "4", "5"]
+    bench.write([{"text": "again"}, *same, {"text": "again"}])
+    _, sent = bench.run(input__id=None)
+    assert sent == 2
+    assert len({row["custom_id"] for row in bench.results()}) == 8
+
+
+def test_fewer_equal_rows_and_then_more_again_cost_nothing(bench: Bench) -> None:
+    (bench.folder / "in").mkdir()
+    settings: dict[str, Any] = {"input__id": None, "input__path": str(bench.folder / "in")}
+    bench.write([{"text": "again"}] * 2, "in/a.jsonl")
+    bench.write([{"text": "again"}] * 2, "in/b.jsonl")
+    assert bench.run(**settings)[1] == 4
+    (bench.folder / "in" / "a.jsonl").unlink()
+    assert bench.run(**settings)[1] == 0
+    bench.write([{"text": "again"}] * 2, "in/a.jsonl")
+    assert bench.run(**settings)[1] == 0
+    results = bench.results()
+    assert len({row["custom_id"] for row in results}) == 4
+    assert len({row["request_id"] for row in results}) == 4, "two rows share one outcome"
+
+
+def test_a_new_file_in_a_folder_in_front_of_the_others(bench: Bench) -> None:
+    (bench.folder / "in").mkdir()
+    settings = {"input__path": str(bench.folder / "in")}
+    bench.write(ROWS[:5], "in/b.jsonl")
+    bench.run(**settings)
+    bench.write(ROWS[5:9], "in/a.jsonl")
+    table = pa.Table.from_pylist(ROWS[9:12])
+    pq.write_table(table, bench.folder / "in" / "c.parquet")
+    (bench.folder / "in" / "d.jsonl.gz").write_bytes(gzip.compress(b'{"id": "z", "text": "zip"}\n'))
+    summary, sent = bench.run(**settings)
+    assert (summary.total, sent) == (13, 8)
+    assert _ids(bench.results()) == [*_ids(ROWS[5:9]), *_ids(ROWS[:5]), *_ids(ROWS[9:12]), "z"]
+
+
+def test_the_same_rows_in_another_format_are_the_same_rows(bench: Bench) -> None:
+    bench.write(ROWS)
+    bench.run()
+    pq.write_table(pa.Table.from_pylist(ROWS), bench.folder / "in.parquet")
+    moved = {"input__path": str(bench.folder / "in.parquet")}
+    with pytest.raises(PipelineError, match="belongs to the input"):
+        bench.run(**moved)
+    summary, sent = bench.run(Wishes(accept_changes=True), **moved)
+    assert (summary.exit_code, sent) == (0, 0)
+
+
+def test_a_changed_prompt_is_not_bought_by_accident(bench: Bench) -> None:
+    bench.write(ROWS)
+    bench.run()
+    with pytest.raises(
+        UsageError, match=r"20 done rows changed .* of 20 done: to do that, add --accept-changes"
+    ) as caught:
+        bench.run(request__prompt="shout {{ text }}")
+    assert caught.value.exit_code == 2
+    summary, sent = bench.run(Wishes(accept_changes=True), request__prompt="shout {{ text }}")
+    assert (summary.exit_code, summary.changed, sent) == (0, 20, 20)
+    _, sent = bench.run(request__prompt="shout {{ text }}")
+    assert sent == 0
+
+
+@pytest.mark.parametrize("id_column", ["id", None])
+def test_the_guard_asks_once_also_when_the_accepted_run_is_cut_short(bench: Bench, id_column: str | None) -> None:
+    bench.write(ROWS)
+    bench.run(input__id=id_column)
+    changed = {"request__prompt": "shout {{ text }}", "input__id": id_column}
+    with pytest.raises(UsageError):
+        bench.run(**changed)
+    bench.run(Wishes(accept_changes=True, most=5, publish=False), **changed)
+    summary, sent = bench.run(**changed)
+    assert (summary.exit_code, sent) == (0, 15)
+
+
+def test_what_does_not_make_the_request_does_not_change_it(bench: Bench, serve: Any) -> None:
+    bench.write(ROWS)
+    bench.run()
+    other = serve()
+    bench.server = other
+    _, sent = bench.run(gateway__base_url=other.url, gateway__concurrency=3, gateway__timeout=17.0)
+    assert sent == 0
+
+
+def test_try_counts_for_the_run(bench: Bench) -> None:
+    bench.write(ROWS)
+    _, sent = bench.run(Wishes(most=3, publish=False))
+    assert sent == 3
+    assert not (bench.folder / "out.jsonl").exists()
+    _, sent = bench.run()
+    assert sent == 17
+
+
+FAULTY = [{"fault": 400, "match": "row 3", "times": 1}, {"fault": 400, "match": "row 5", "times": 1}]
+
+
+def test_failed_rows_are_final_until_asked_for_and_all_costs_are_kept(bench: Bench, serve: Any) -> None:
+    bench.server = serve(faults=FAULTY)
+    bench.settings["gateway.base_url"] = bench.server.url
+    bench.write(ROWS[:10])
+    first, sent = bench.run()
+    assert (first.exit_code, first.failed, sent) == (3, 2, 10)
+    assert [row["status"] for row in bench.results()].count("failed") == 2
+    failed = bench.results()[3]
+    assert (failed["error_code"], failed["content"], failed["attempts"]) == ("scripted", None, 1)
+    again, sent = bench.run()
+    assert (again.exit_code, sent) == (3, 0)
+    with pytest.raises(UsageError):
+        bench.run(Wishes(redo=Redo(columns=("nonsense=1",))))
+    retried, sent = bench.run(Wishes(redo=Redo(failed="other_code")))
+    assert (retried.exit_code, sent) == (3, 0)
+    retried, sent = bench.run(Wishes(redo=Redo(failed="scripted")))
+    assert (retried.exit_code, retried.failed, sent) == (0, 0, 2)
+    assert [row["attempts"] for row in bench.results()] == [1, 1, 1, 2, 1, 2, 1, 1, 1, 1]
+
+
+def test_accepted_failures_end_with_zero_from_then_on(bench: Bench, serve: Any) -> None:
+    bench.server = serve(faults=[{"fault": 400, "match": "row 3"}])
+    bench.settings["gateway.base_url"] = bench.server.url
+    bench.write(ROWS[:5])
+    assert bench.run()[0].exit_code == 3
+    assert bench.run(Wishes(accept_failed=True))[0].exit_code == 0
+    assert bench.run()[0].exit_code == 0
+
+
+def test_redo_by_column_and_by_ids(bench: Bench) -> None:
+    bench.write(ROWS)
+    bench.run(request__params={"max_tokens": 1})
+    assert all(row["finish_reason"] == "length" for row in bench.results())
+    _, sent = bench.run(Wishes(redo=Redo(columns=("custom_id=r4",))), request__params={"max_tokens": 1})
+    assert sent == 1
+    assert bench.results()[4]["attempts"] == 2
+    (bench.folder / "ids").write_text("r1\nr2\n\n")
+    _, sent = bench.run(Wishes(redo=Redo(ids=bench.folder / "ids")), request__params={"max_tokens": 1})
+    assert sent == 2
+    _, sent = bench.run(Wishes(redo=Redo(columns=("finish_reason!=length",))), request__params={"max_tokens": 1})
+    assert sent == 0
+
+
+def test_an_interrupted_redo_goes_on_with_a_plain_run(bench: Bench) -> None:
+    bench.write(ROWS)
+    bench.run()
+    summary, sent = bench.run(Wishes(redo=Redo(columns=("status=succeeded",)), most=5, publish=False))
+    assert (sent, summary.pending) == (5, 15)
+    _, sent = bench.run()
+    assert sent == 15
+
+
+def test_rows_on_standard_input_are_kept_for_the_resume(pipeline: Pipeline, gateway: Server, tmp_path: Path) -> None:
+    command = (
+        "run",
+        "-i",
+        "-",
+        "-o",
+        "out.jsonl",
+        "--base-url",
+        gateway.url,
+        "-m",
+        "m",
+        "-p",
+        "{{ text }}",
+        "--id",
+        "id",
+    )
+    first = pipeline(*command, stdin='{"id": "a", "text": "x"}\n{"id": "b", "text": "y"}\n')
+    assert first.code == 0, first.err
+    again = pipeline(*command, stdin="")
+    assert again.code == 0, again.err
+    assert "Nothing to send" in again.err
+    assert (tmp_path / "out.jsonl.run" / "stdin.jsonl").stat().st_mode & 0o777 == 0o600
+
+
+def test_an_input_that_changes_while_it_is_read_ends_with_75_and_the_next_run_is_right(
+    bench: Bench, monkeypatch: Any
+) -> None:
+    from pipeline.feed import Feed
+
+    bench.write(ROWS)
+    whole = Feed.index
+
+    def index_then_edit(self: Feed, *args: Any, **more: Any) -> Any:
+        found = whole(self, *args, **more)
+        write_jsonl(bench.folder / "in.jsonl", [{**row, "text": "edited meanwhile"} for row in ROWS])
+        return found
+
+    monkeypatch.setattr(Feed, "index", index_then_edit)
+    summary, sent = bench.run()
+    assert (summary.exit_code, sent) == (75, 0)
+    assert "changed while the run was reading it" in summary.reason
+    monkeypatch.undo()
+    assert bench.run()[0].exit_code == 0

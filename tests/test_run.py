@@ -1,0 +1,257 @@
+"""One run as its users meet it: signals, locks, the Python door, the summary, the contract's exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from conftest import Bench, Pipeline, Server, clean_environment, write_jsonl
+
+from pipeline import Job, arun, run
+from pipeline.journal import Lock
+
+ROWS = [{"id": f"r{n}", "text": f"row {n}"} for n in range(60)]
+
+
+def _started(folder: Path, server: Server, *more: str) -> subprocess.Popen[str]:
+    command = [
+        "run", "-i", "in.jsonl", "-o", "out.jsonl", "--base-url", server.url, "-m", "m", "-p", "{{ text }}", "-c", "4",
+        "--id", "id", *more,
+    ]  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-m", "pipeline", *command],
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=clean_environment(),
+    )
+
+
+def _wait_for(server: Server, requests: int) -> None:
+    deadline = time.monotonic() + 20
+    while server.ledger()["totals"]["requests"] < requests:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(("number", "code", "words"), [(signal.SIGTERM, 75, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C")])
+def test_the_first_signal_drains(
+    tmp_path: Path, serve: Callable[..., Server], number: signal.Signals, code: int, words: str
+) -> None:
+    server = serve("--latency", "0.4")
+    write_jsonl(tmp_path / "in.jsonl", ROWS)
+    process = _started(tmp_path, server)
+    _wait_for(server, 4)
+    process.send_signal(number)
+    errors = process.communicate(timeout=20)[1]
+    assert process.returncode == code, errors
+    assert words in errors
+    left = int(re.search(r"Left: (\d+) rows", errors).group(1))  # type: ignore[union-attr]
+    assert left == len(ROWS) - server.ledger()["totals"]["requests"], "what was in flight was finished and kept"
+    assert "Go on with: pipeline run -i in.jsonl -o out.jsonl" in errors
+    assert "pipeline export" in errors
+    assert not (tmp_path / "out.jsonl").exists()
+    again = _started(tmp_path, server)
+    assert again.communicate(timeout=30)[1].count("Finished") == 1
+    assert server.ledger()["totals"]["requests"] == len(ROWS)
+
+
+def test_a_second_signal_cuts_off_and_names_what_was_in_flight(tmp_path: Path, serve: Callable[..., Server]) -> None:
+    server = serve(faults=[{"fault": "hang", "match": "row 1"}])
+    write_jsonl(tmp_path / "in.jsonl", ROWS[:5])
+    process = _started(tmp_path, server)
+    _wait_for(server, 4)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert process.poll() is None, "the first signal waits for what is in flight"
+    process.send_signal(signal.SIGINT)
+    errors = process.communicate(timeout=10)[1]
+    assert process.returncode == 130
+    assert "1 requests were in flight and may be billed without an answer: r1" in errors
+    status = orjson.loads((tmp_path / "out.jsonl.run" / "status.json").read_bytes())
+    assert (status["completed"], status["pending"], status["lost_attempts"]) == (4, 1, 1)
+
+
+def test_two_runs_on_one_folder(tmp_path: Path, serve: Callable[..., Server], pipeline: Pipeline) -> None:
+    server = serve("--latency", "0.5")
+    write_jsonl(tmp_path / "in.jsonl", ROWS[:12])
+    first = _started(tmp_path, server)
+    _wait_for(server, 1)
+    second = _started(tmp_path, server)
+    errors = second.communicate(timeout=20)[1]
+    assert second.returncode == 75
+    assert (
+        f"another run works in {tmp_path / 'out.jsonl.run'}: host {os.uname().nodename}, pid {first.pid}, since 20"
+        in errors
+    )
+    assert "running on" in pipeline("status", "out.jsonl").out
+    first.communicate(timeout=30)
+    assert first.returncode == 0
+    assert server.ledger()["totals"]["requests"] == 12
+
+
+def test_a_lock_ends_with_its_process_and_names_the_holder(tmp_path: Path) -> None:
+    with Lock(tmp_path) as lock:
+        assert Lock(tmp_path).is_held()
+        assert lock.holder()["pid"] == os.getpid()
+    assert not Lock(tmp_path).is_held()
+    assert lock.holder() == {}
+
+
+def test_run_works_inside_a_running_loop_as_in_a_notebook(bench: Bench) -> None:
+    bench.write(ROWS[:5])
+    job = Job.load(None, overrides=bench.settings)
+
+    async def cell() -> tuple[int, int]:
+        first = run(job)
+        second = await arun(job)
+        return first.sent, second.sent
+
+    assert asyncio.run(cell()) == (5, 0)
+
+
+def test_a_job_made_in_python(bench: Bench) -> None:
+    bench.write(ROWS[:3])
+    job = Job(
+        model="sim/echo",
+        gateway={"base_url": bench.server.url, "concurrency": 2},  # type: ignore[arg-type]
+        input=str(bench.folder / "in.jsonl"),  # type: ignore[arg-type]
+        request={"prompt": "{{ text }}"},  # type: ignore[arg-type]
+        output=bench.folder / "api.jsonl",  # type: ignore[arg-type]
+    )
+    summary = run(job)
+    assert (summary.exit_code, summary.completed, summary.results) == (0, 3, str(bench.folder / "api.jsonl"))
+
+
+def test_the_summary_counts_empty_cut_off_and_refused_answers(bench: Bench, serve: Callable[..., Server]) -> None:
+    faults = [
+        {"fault": "empty_content", "match": "row 1"},
+        {"fault": "refusal", "match": "row 2"},
+        {"fault": "no_usage", "match": "row 3"},
+    ]
+    bench.server = serve(faults=faults)
+    bench.write(ROWS[:5])
+    summary, _ = bench.run(
+        gateway__base_url=bench.server.url,
+        request__params={"max_tokens": 2},
+        prices={"sim/echo": {"input_per_million": 1.0, "output_per_million": 2.0}},
+    )
+    assert (summary.empty, summary.refusals, summary.cut_off, summary.cost_unknown) == (1, 1, 3, 1)
+    rows = bench.results()
+    assert (rows[3]["prompt_tokens"], rows[3]["cost"], rows[3]["cost_source"]) == (None, None, "unknown")
+    assert rows[0]["cost_source"] == "price_table"
+    ledger = bench.server.ledger()["requests"]
+    assert sum(row["cost"] or 0 for row in rows) == pytest.approx(
+        sum(
+            entry["prompt_tokens"] * 1e-6 + entry["completion_tokens"] * 2e-6
+            for entry in ledger
+            if entry["fault"] != "no_usage"
+        ),
+        abs=1e-12,
+    )
+
+
+def test_json_is_one_object_on_stdout_and_nothing_else(pipeline: Pipeline, gateway: Server, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "in.jsonl", ROWS[:3])
+    command = ("run", "-i", "in.jsonl", "-o", "out.jsonl", "--base-url", gateway.url, "-m", "m", "-p", "{{ text }}")
+    done = pipeline(*command, "--json")
+    assert orjson.loads(done.out)["completed"] == 3
+    status = pipeline("status", "out.jsonl", "--json")
+    assert orjson.loads(status.out)["state"] == "ended"
+    assert pipeline(*command, "-q").err == ""
+
+
+def test_options_environment_and_job_file_in_this_order(pipeline: Pipeline, gateway: Server, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "in.jsonl", ROWS[:1])
+    (tmp_path / "job.toml").write_text(
+        f'model = "from-file"\n[gateway]\nbase_url = "{gateway.url}"\n[input]\npath = "in.jsonl"\n'
+        '[request]\nprompt = "{{ text }}"\n[output]\npath = "out.jsonl"\n'
+    )
+
+    def asked(*words: str, env: dict[str, str] | None = None) -> str:
+        done = pipeline("run", "job.toml", "--accept-changes", *words, env=env)
+        assert done.code == 0, done.err
+        return str(orjson.loads((tmp_path / "out.jsonl").read_bytes())["model"])
+
+    assert asked() == "from-file"
+    assert asked(env={"PIPELINE_MODEL": "from-env"}) == "from-env"
+    assert asked("-m", "from-option", env={"PIPELINE_MODEL": "from-env"}) == "from-option"
+    assert asked("--set", "model=from-set") == "from-set"
+
+
+def test_try_shows_prompt_answer_tokens_and_cost(pipeline: Pipeline, gateway: Server, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "in.jsonl", ROWS)
+    done = pipeline(
+        "try", "-i", "in.jsonl", "-o", "out.jsonl", "--base-url", gateway.url, "-m", "m", "-p", "{{ text }}", "-n", "2"
+    )
+    assert done.code == 0, done.err
+    assert done.out.count("---") == 4
+    assert "user: row 1" in done.out
+    assert "tokens, cost unknown" in done.out
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_keys_come_from_the_environment_and_are_nowhere_else(
+    pipeline: Pipeline, serve: Callable[..., Server], tmp_path: Path
+) -> None:
+    key = "sk-very-secret-0123456789"
+    server = serve(faults=[{"fault": 400, "body": f"your key {key} is odd", "match": "row 1"}])
+    write_jsonl(tmp_path / "in.jsonl", ROWS[:3])
+    command = ("run", "-i", "in.jsonl", "-o", "out.jsonl", "--base-url", server.url, "-m", "m", "-p", "{{ text }}")
+    done = pipeline(*command, "--api-key-env", "MY_KEY", env={"MY_KEY": key})
+    assert done.code == 3
+    assert "your key [key] is odd" in done.err
+    for path in tmp_path.rglob("*"):
+        if path.is_file() and "faults" not in path.name:
+            assert key.encode() not in path.read_bytes(), path
+    assert key not in done.err + done.out
+
+
+def test_the_embedded_simulator_needs_no_network(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "in.jsonl", ROWS[:5])
+    overrides: dict[str, Any] = {
+        "gateway": "simulator", "model": "sim/echo", "input": str(tmp_path / "in.jsonl"),
+        "request.prompt": "{{ text }}", "output": str(tmp_path / "out.parquet"),
+    }  # fmt: skip
+    assert run(Job.load(None, overrides=overrides)).completed == 5
+
+
+def test_verify_proves_a_good_run_and_finds_each_damage(bench: Bench, pipeline: Pipeline) -> None:
+    bench.write(ROWS[:10])
+    bench.run()
+    assert pipeline("verify", "out.jsonl").code == 0
+    lines = (bench.folder / "out.jsonl").read_bytes().splitlines(keepends=True)
+    (bench.folder / "out.jsonl").write_bytes(b"".join(lines[:-1]))
+    short = pipeline("verify", "out.jsonl")
+    assert (short.code, "ends after 9 rows" in short.err) == (6, True)
+    (bench.folder / "out.jsonl").write_bytes(b"".join([lines[1], lines[0], *lines[2:]]))
+    swapped = pipeline("verify", "out.jsonl")
+    assert (swapped.code, "row 1 is" in swapped.err) == (6, True)
+    (bench.folder / "out.jsonl").unlink()
+    assert pipeline("verify", "out.jsonl").code == 6
+    assert bench.run()[1] == 0
+    assert pipeline("verify", "out.jsonl").code == 0
+    bench.write(ROWS[:11])
+    grown = pipeline("verify", "out.jsonl")
+    assert (grown.code, "was changed since the last run" in grown.err) == (6, True)
+
+
+def test_verify_of_an_unfinished_run_says_to_go_on(bench: Bench, pipeline: Pipeline) -> None:
+    from pipeline import Wishes
+
+    bench.write(ROWS[:10])
+    bench.run(Wishes(most=4, publish=False))
+    done = pipeline("verify", "out.jsonl.run")
+    assert done.code == 75
+    assert "6 rows are still to be sent" in done.err
