@@ -16,6 +16,7 @@ from decimal import Decimal
 from typing import Any, NoReturn
 
 import jinja2
+import jinja2.exceptions
 import jinja2.meta
 import jinja2.nodes
 import jinja2.sandbox
@@ -65,6 +66,7 @@ class Null(jinja2.Undefined):
         return "None"  # as it looks inside a struct or a list that is written whole
 
 
+_MISFITS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError, MemoryError)
 _WRITABLE = (str, int, float, Decimal, date, time, timedelta, list, tuple, dict, jinja2.Undefined)
 
 
@@ -233,7 +235,7 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return super().getattr(obj, attribute)
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:
-        raise jinja2.sandbox.SecurityError(f"{attribute!r} of {_kind(obj)} is not for templates")
+        raise jinja2.exceptions.SecurityError(f"{attribute!r} of {_kind(obj)} is not for templates")
 
 
 def _environment(columns: Collection[str]) -> _Environment:
@@ -255,7 +257,8 @@ def _finalize(value: Any) -> Any:
     if isinstance(value, bytes):
         raise RowError("binary_field", "a value that the template writes is binary, not text")
     # Functions and generators would be written as their address in memory: another request each time.
-    raise RowError("template_error", f"the template writes a {type(value).__name__}, not a value; call it, or add |list")
+    found = type(value).__name__
+    raise RowError("template_error", f"the template writes a {found}, not a value; call it, or add |list")
 
 
 def _tojson(value: Any, indent: int | None = None) -> str:
@@ -293,10 +296,8 @@ class _Text:
             raise TemplateError(f"request.{what}, line {exc.lineno}: {exc.message}") from None
         self._names = sorted(jinja2.meta.find_undeclared_variables(tree))
         for name in self._names:
-            line = min((node.lineno for node in tree.find_all(jinja2.nodes.Name) if node.name == name), default=1)
-            if name == "self":
-                raise TemplateError(f"request.{what}, line {line}: 'self' is a word of Jinja2's; write row['self']")
             if name not in columns and name != "row" and name not in environment.globals:
+                line = min(node.lineno for node in tree.find_all(jinja2.nodes.Name) if node.name == name)
                 raise TemplateError(f"request.{what}, line {line}: {_no_column(name, columns)}")
 
     def render(self, data: dict[str, Any]) -> str:
@@ -308,7 +309,7 @@ class _Text:
             return self._template.render(names)
         except jinja2.TemplateError as exc:
             raise RowError("template_error", f"the template does not fit this row: {exc.message}") from exc
-        except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError, MemoryError) as exc:
+        except _MISFITS as exc:
             words = str(exc) or type(exc).__name__
             raise RowError("template_error", f"the template does not fit this row: {words}") from exc
 

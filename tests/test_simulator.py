@@ -312,7 +312,7 @@ def test_latency_is_spread_the_same_way_in_every_run() -> None:
 
 def test_the_books_name_every_request() -> None:
     async def test(client: Client) -> None:
-        await client.post("/chat/completions", chat("x"), headers={"x-pipeline-call-id": "c-1"})
+        await client.post("/chat/completions", chat("x"), headers={"x-client-request-id": "c-1"})
         await client.post("/embeddings", b"{")
         url = client.sim.base_url[:-3] + "/ledger"
         async with client.session.get(url) as reply:

@@ -100,14 +100,17 @@ class Writer:
                 if not self._gathered:
                     continue
                 self._committing, self._gathered = self._gathered, []
-                with sentences(self._path):
-                    self._insert([record for record, _ in self._committing])
-                    await loop.run_in_executor(self._thread, self._db.execute, "COMMIT")
+                await self._commit(loop)
                 self._done()
         finally:
             self._thread.shutdown(wait=True)
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")  # could not be written; the in-flight table still names what was in it
+
+    async def _commit(self, loop: asyncio.AbstractEventLoop) -> None:
+        with sentences(self._path):
+            self._insert([record for record, _ in self._committing])
+            await loop.run_in_executor(self._thread, self._db.execute, "COMMIT")
 
     def _insert(self, records: list[Record]) -> None:
         self._db.execute("BEGIN IMMEDIATE")

@@ -30,7 +30,7 @@ from pipeline.simulator.settings import Settings
 _ENDPOINTS = MappingProxyType(
     {("POST", "/chat/completions"): "chat", ("POST", "/embeddings"): "embeddings", ("GET", "/models"): "models"}
 )
-_CALL_ID_HEADERS = ("x-pipeline-call-id", "x-litellm-call-id", "x-request-id")
+_CALL_ID_HEADERS = ("x-client-request-id", "x-litellm-call-id", "x-request-id")
 _MODELS = ("sim/labeler", "sim/echo", "sim/embed")
 _JSON = "application/json"
 _HTML = "text/html; charset=utf-8"

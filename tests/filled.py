@@ -1,0 +1,104 @@
+"""A run folder with all its outcomes, made without a gateway: the real index, feed and writer, answers by hand."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from pipeline import Job
+from pipeline.records import Completion, Cost, Outcome, Request, Usage
+from pipeline.results import export
+from pipeline.workspace import Workspace, make_folder, opened
+
+Answer = Callable[[Request], Outcome | None]
+
+
+def job_for(source: Path | str, output: Path, **changes: Any) -> Job:
+    """A job whose rows all ask the same: their columns are kept, not asked about."""
+    overrides = {
+        "input.path": str(source),
+        "output.path": str(output),
+        "gateway.base_url": "http://127.0.0.1:1/v1",
+        "model": "asked",
+        "request.prompt": "-",
+        **{name.replace("__", "."): value for name, value in changes.items()},
+    }
+    return Job.load(None, overrides=overrides)
+
+
+def answered(request: Request, content: str | None = "an answer", **changes: Any) -> Outcome:
+    """A good answer to a request, with everything known."""
+    reply = {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "served",
+        "choices": [
+            {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": "stop", "logprobs": None}
+        ],
+        "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10},
+    }
+    completion = Completion(
+        content=content,
+        finish_reason="stop",
+        model="served",
+        usage=Usage(prompt_tokens=7, completion_tokens=3, cached_tokens=2),
+        raw=orjson.dumps(reply),
+    )
+    known: dict[str, Any] = {
+        "custom_id": request.custom_id,
+        "index": request.index,
+        "fingerprint": request.fingerprint,
+        "status": "succeeded",
+        "model": request.model,
+        "completion": completion,
+        "cost": Cost(amount=0.25, source="price_table"),
+        "latency_s": 0.5,
+        "request_id": "req-1",
+        "completed_at": 1_700_000_000.123456,
+    }
+    return Outcome(**{**known, **changes})
+
+
+def failed(request: Request, code: str = "content_policy", message: str = "HTTP 400: no") -> Outcome:
+    """A request that the gateway refused."""
+    return answered(
+        request, status="failed", completion=None, cost=Cost(), error_code=code, error_message=message, request_id=None
+    )
+
+
+@contextmanager
+def workspace(job: Job, answer: Answer = answered) -> Iterator[Workspace]:
+    """The job's workspace, its input indexed and every pending row answered (None leaves it pending)."""
+    make_folder(job)
+    with opened(job, slots=64, adopt=True) as space:
+        space.journal.start_run()
+        index = space.feed.index(space.spec, tick=lambda _: None)
+        asyncio.run(_fill(space, index, answer))
+        space.journal.end_run("finished")
+        yield space
+
+
+async def _fill(space: Workspace, index: Any, answer: Answer) -> None:
+    writer = space.journal.writer(slots=100_000, kept=lambda _: None)
+    writing = asyncio.create_task(writer.write())
+    async for items in space.feed.items(index):
+        for item in items:
+            outcome = answer(item) if isinstance(item, Request) else item
+            if outcome is not None:
+                await writer.keep(outcome, None)
+    writer.close()
+    await writing
+
+
+def exported(job: Job, answer: Answer = answered, **options: Any) -> int:
+    """Fill the job's journal and write its results."""
+    with workspace(job, answer) as space:
+        return export(space, path=job.output.path, output_format=job.output_format, **options)
+
+
