@@ -101,8 +101,14 @@ class Feed:
 
     # what is pending
 
-    async def items(self, index: Index, *, most: int | None = None) -> AsyncGenerator[list[Request | Outcome], None]:
-        """The pending rows in input order, a few at a time; a row that cannot become a request comes as its outcome."""
+    async def items(
+        self, index: Index, *, most: int | None = None, sample: bool = False
+    ) -> AsyncGenerator[list[Request | Outcome], None]:
+        """The pending rows in input order, a few at a time; a row that cannot become a request comes as its outcome.
+
+        ``most`` limits them to so many: the first ones, or with ``sample`` some at random.
+        """
+        only = index.sample(most) if sample and most is not None else None
         left = most
         pending_files = set(index.pending_files())
         for file in self._files:
@@ -111,7 +117,7 @@ class Feed:
             reader = chunks(file)
             while (chunk := await asyncio.to_thread(next, reader, None)) is not None:
                 wanted = index.pending(str(file.path), chunk.first, chunk.last)
-                lines = sorted(wanted)[:left]
+                lines = sorted(line for line, row in wanted.items() if only is None or row[0] in only)[:left]
                 for at in range(0, len(lines), SLICE_ROWS):
                     yield self._slice(file, chunk, lines[at : at + SLICE_ROWS], wanted)
                 if left is not None:

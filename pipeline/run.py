@@ -30,12 +30,14 @@ GUARD_SHARE = 0.10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wishes:
-    """What this one call asks for besides the job. ``most`` stops after so many rows; ``publish`` False leaves the output."""
+    """What this one call asks for besides the job. ``most`` stops after so many rows, the first ones or
+    with ``sample`` some at random; ``publish`` False leaves the output alone."""
 
     redo: Redo = field(default_factory=Redo)
     accept_changes: bool = False
     accept_failed: bool = False
     most: int | None = None
+    sample: bool = False
     publish: bool = True
 
 
@@ -163,7 +165,9 @@ class Run:
     ) -> PipelineError | None:
         """The pool works, the writer keeps, the display shows; the writer outlives the pool, whatever ends that."""
         failure: PipelineError | None = None
-        working = asyncio.create_task(pool.work(space.feed.items(index, most=self._wishes.most)), name="pool")
+        working = asyncio.create_task(
+            pool.work(space.feed.items(index, most=self._wishes.most, sample=self._wishes.sample)), name="pool"
+        )
         self._signals.on_first(lambda: self._drain(pool))
         self._signals.on_second(working.cancel)
         try:

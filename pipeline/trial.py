@@ -50,15 +50,15 @@ def _count(tokens: int | None) -> str:
 
 
 def shown_rows(folder: Path, most: int) -> list[ShownRow]:
-    """The first rows that have an outcome."""
+    """The rows that the last run sent; where it sent none, the first that have an outcome."""
     found: list[ShownRow] = []
     with opened_for_reading(folder) as space:
         projection = Projection(space.journal.db)
+        sent = space.journal.sent_last(most)
         for file in space.files:
             for chunk in chunks(file):
-                rows = {
-                    row.line: row for row in projection.stretch(str(file.path), chunk.first, chunk.last) if row.status
-                }
+                stretch = projection.stretch(str(file.path), chunk.first, chunk.last)
+                rows = {row.line: row for row in stretch if row.status and (not sent or row.no in sent)}
                 for line, data in chunk.rows(frozenset(rows)):
                     found.append(_shown(space, rows[line], Row(custom_id=None, index=line, data=data)))
                     if len(found) == most:

@@ -14,6 +14,7 @@ from conftest import Bench, Pipeline, Server, write_jsonl
 
 from pipeline import PipelineError, Redo, Wishes
 from pipeline.errors import UsageError
+from pipeline.trial import shown_rows
 
 ROWS = [{"id": f"r{n}", "text": f"row {n}"} for n in range(20)]
 
@@ -173,6 +174,19 @@ def test_try_counts_for_the_run(bench: Bench) -> None:
     assert not (bench.folder / "out.jsonl").exists()
     _, sent = bench.run()
     assert sent == 17
+
+
+def test_try_can_take_rows_at_random(bench: Bench) -> None:
+    bench.write([{"id": f"r{n}", "text": f"row {n}"} for n in range(2000)])
+    _, sent = bench.run(Wishes(most=4, sample=True, publish=False))
+    assert sent == 4
+    bench.settings["output.path"] = str(bench.folder / "other.jsonl")
+    bench.run(Wishes(most=4, sample=True, publish=False))
+    picked = [
+        {row.custom_id for row in shown_rows(bench.folder / name, 4)} for name in ("out.jsonl.run", "other.jsonl.run")
+    ]
+    assert len(picked[0]) == len(picked[1]) == 4
+    assert picked[0] != picked[1]
 
 
 FAULTY = [{"fault": 400, "match": "row 3", "times": 1}, {"fault": 400, "match": "row 5", "times": 1}]

@@ -63,19 +63,21 @@ def run_command(**given: Any) -> int:
 @cli.command("try")
 @job_options
 @click.option("-n", "rows", type=click.IntRange(min=1), default=5, show_default=True, help="How many rows.")
-def try_command(rows: int, **given: Any) -> int:
+@click.option("--sample", is_flag=True, help="Some rows at random instead of the first ones.")
+def try_command(rows: int, sample: bool, **given: Any) -> int:
     """Send a few rows now and show prompt, answer, tokens and cost. They count: the full run keeps them.
 
     \b
     Examples:
       pipeline try jobs/label_tickets.toml
+      pipeline try jobs/label_tickets.toml -n 3 --sample
       pipeline try jobs/label_tickets.toml -n 1 --set request.params.temperature=0.7
     """
     from pipeline.run import Wishes
     from pipeline.trial import shown_rows
 
     job = job_of(given)
-    summary = _run(job, given, Wishes(most=rows, publish=False))
+    summary = _run(job, given, Wishes(most=rows, sample=sample, publish=False))
     shown = shown_rows(job.run_folder, rows)
     if given["as_json"]:
         _print_json(

@@ -155,6 +155,11 @@ class Journal:
         found = self.db.execute("SELECT no FROM input WHERE custom_id = ?", (custom_id,)).fetchone()
         return None if found is None else int(found[0])
 
+    def sent_last(self, most: int) -> set[int]:
+        """Numbers of rows that ended in the last run."""
+        rows = self.db.execute("SELECT no FROM outcome WHERE run = (SELECT max(run) FROM run) LIMIT ?", (most,))
+        return {no for (no,) in rows}
+
     def failed_numbers(self, code: str | None) -> list[int]:
         """Numbers of the failed rows of the present input, all or those of one code."""
         rows = self.db.execute(

@@ -241,6 +241,14 @@ class Index:
             )
         }
 
+    def sample(self, most: int) -> frozenset[int]:
+        """Numbers of some pending rows, at random."""
+        rows = self._db.execute(
+            f"SELECT i.no FROM input i LEFT JOIN outcome o ON o.no = i.no WHERE {PENDING} ORDER BY random() LIMIT ?",  # noqa: S608
+            (most,),
+        )
+        return frozenset(no for (no,) in rows)
+
     def columns(self) -> list[str]:
         """Names of all columns that any row has, in the order they first appear."""
         names: dict[str, None] = {}
