@@ -16,7 +16,7 @@ from pipeline.journal import Index, Journal
 from pipeline.journal.index import IndexRow
 from pipeline.records import Outcome, Request, Row
 from pipeline.sink import Stretch
-from pipeline.source import InputFile, chunks, place
+from pipeline.source import InputFile, chunks, column_names, place
 from pipeline.template import Composed, Template
 
 SLICE_ROWS = 32  # composed at a time on the loop: well under a millisecond
@@ -145,12 +145,33 @@ class Feed:
     # the results
 
     def stretches(self, columns: Sequence[str] | None) -> Iterator[Stretch]:
-        """The whole input again, with only these columns where that saves work; none at all for an empty list."""
+        """The whole input again, with only these columns where that saves work; none at all for an empty list.
+
+        Raises ``IncompleteError`` for a file that is no longer as it was indexed: its answers would stand beside other data.
+        """
         if columns is not None and not columns:
             return
+        index = self._journal.index()
         for file in self._files:
-            for chunk in chunks(file, columns=columns):
+            _check_current(index, file)
+            for chunk in chunks(file, columns=_present(file, columns)):
                 yield Stretch(path=str(file.path), first=chunk.first, last=chunk.last, chunk=chunk)
+            _check_current(index, file)
+
+
+def _present(file: InputFile, columns: Sequence[str] | None) -> Sequence[str] | None:
+    """Those of the columns that a Parquet file has; the files of one input need not have the same."""
+    if columns is None or file.format != "parquet":
+        return columns
+    names = set(column_names(file) or ())
+    return [name for name in columns if name in names]
+
+
+def _check_current(index: Index, file: InputFile) -> None:
+    if not index.is_current(str(file.path), mark_of(file)):
+        raise IncompleteError(
+            f"the input {file.path} is no longer what it was when the run began: run the same command again"
+        )
 
 
 def _request(row: Row, number: int, composed: Composed) -> Request:

@@ -78,24 +78,11 @@ def _without_input(journal: Journal) -> Iterator[Stretch]:
             yield Stretch(path=path, first=first, last=first + STRETCH_ROWS - 1, chunk=None)
 
 
-def _arrow(workspace: Workspace, columns: Layout) -> Any:
-    """The kept columns' common schema when every input file is Parquet; None otherwise."""
+def _arrow(workspace: Workspace, columns: Layout) -> list[Any] | None:
+    """The input files' schemas when every one is Parquet; None otherwise."""
     if not columns.kept or any(file.format != "parquet" for file in workspace.files):
         return None
-    import pyarrow as pa
-
-    schemas = []
-    for file in workspace.files:
-        schema = arrow_schema(file)
-        schemas.append(pa.schema([schema.field(name) for name in columns.kept if name in schema.names]))
-    try:
-        common = pa.unify_schemas(schemas, promote_options="permissive")
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as exc:
-        raise UsageError(
-            f"the input files disagree on a column's type ({exc}); write the results as JSONL (-o results.jsonl), or leave "
-            "that column out with output.keep"
-        ) from exc
-    return pa.schema([common.field(name) for name in columns.kept])
+    return [arrow_schema(file) for file in workspace.files]
 
 
 def provenance(workspace: Workspace) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -48,14 +49,14 @@ class Stretch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What to write where. ``stretches`` can be walked more than once; ``arrow`` is the input's schema when all is Parquet."""
+    """What to write where. ``stretches`` can be walked more than once; ``arrow``: the files' schemas when all are Parquet."""
 
     path: Path
     format: Format
     layout: Layout
     selection: Selection
     stretches: Callable[[], Iterable[Stretch]]
-    arrow: Any
+    arrow: Sequence[Any] | None
     read_content: ReadContent
     metadata: dict[str, Any]
 
@@ -96,16 +97,13 @@ def _write_parquet(projection: Projection, plan: Plan, file: AtomicFile) -> int:
     from pipeline.sink import parquet  # pyarrow is heavy, and only Parquet needs it
 
     count = 0
-    kept = plan.arrow
-    if kept is None:
-        data_of = (_selected(projection, plan, stretch)[1] for stretch in plan.stretches())
-        kept = parquet.schema_of_rows(data_of, plan.layout.kept)
+    kept = _kept_schema(plan)
     writer = parquet.ParquetWriter(file, kept, plan.layout, plan.read_content, plan.metadata)
     try:
         for stretch in plan.stretches():
             if plan.arrow is not None and stretch.chunk is not None:
                 rows, picked = _pick(projection, plan, stretch)
-                batch = parquet.fitted(stretch.chunk.batch, kept)
+                batch = parquet.batch_of_chunk(stretch.chunk.batch, partial(_data, stretch.chunk), kept)
                 batch = batch if len(picked) == batch.num_rows else batch.take(picked)
             else:
                 rows, data = _selected(projection, plan, stretch)
@@ -119,12 +117,29 @@ def _write_parquet(projection: Projection, plan: Plan, file: AtomicFile) -> int:
     return count
 
 
+def _kept_schema(plan: Plan) -> Any:
+    """The kept columns' types, from the whole input: a part of the results has the types all of them have."""
+    from pipeline.sink import schema
+
+    if plan.arrow is not None:
+        return schema.schema_of_files(plan.arrow, plan.layout.kept, lambda: (chunk.batch for chunk in _chunks(plan)))
+    return schema.schema_of_rows(lambda: map(_data, _chunks(plan)), plan.layout.kept)
+
+
+def _chunks(plan: Plan) -> Iterator[Chunk]:
+    return (stretch.chunk for stretch in plan.stretches() if stretch.chunk is not None)
+
+
+def _data(chunk: Chunk) -> list[dict[str, Any]]:
+    return [record for _, record in chunk.rows()]
+
+
 def _selected(projection: Projection, plan: Plan, stretch: Stretch) -> tuple[list[Projected], list[dict[str, Any]]]:
     """The journal's rows of a stretch that are wanted, and the input's data of the same rows."""
     rows, picked = _pick(projection, plan, stretch)
     if stretch.chunk is None:
         return rows, [{}] * len(rows)
-    data = [record for _, record in stretch.chunk.rows()]
+    data = _data(stretch.chunk)
     return rows, data if len(picked) == len(data) else [data[at] for at in picked]
 
 

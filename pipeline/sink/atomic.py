@@ -32,6 +32,8 @@ class AtomicFile:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         try:
+            if isinstance(error, OSError):
+                raise error  # what the block raised while it wrote
             if error is None:
                 self.stream.flush()
                 os.fsync(self.stream.fileno())

@@ -7,20 +7,19 @@ that fits all their values; where none does, they are kept as JSON text.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.journal.reader import Projected
-from pipeline.jsonio import dumps
 from pipeline.sink.atomic import AtomicFile
 from pipeline.sink.columns import TYPES, Layout, ReadContent, values
+from pipeline.sink.schema import array, is_text
 
 GROUP_ROWS = 65_536
 GROUP_BYTES = 48 << 20
-JSON_TEXT = {b"pipeline": b"json"}
 _ARROW = {"string": pa.string(), "int64": pa.int64(), "double": pa.float64(), "bool": pa.bool_()}
 
 
@@ -68,77 +67,26 @@ class ParquetWriter:
         self._writer.close()
 
 
-def schema_of_rows(stretches: Iterable[Sequence[dict[str, Any]]], names: Sequence[str]) -> pa.Schema:
-    """One type for each column that fits every value in all stretches of rows; text of JSON where none does."""
-    types: dict[str, pa.DataType] = dict.fromkeys(names, pa.null())
-    mixed: set[str] = set()
-    for rows in stretches:
-        for name in names:
-            if name in mixed:
-                continue
-            try:
-                found = pa.array([row.get(name) for row in rows]).type
-                types[name] = _common(types[name], found)
-            except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError):
-                mixed.add(name)
-    fields = []
-    for name in names:
-        if name in mixed or _has_empty_struct(types[name]):
-            fields.append(pa.field(name, pa.string(), metadata=JSON_TEXT))
-        else:
-            fields.append(pa.field(name, pa.string() if pa.types.is_null(types[name]) else _without_nulls(types[name])))
-    return pa.schema(fields)
+def batch_of_rows(rows: Sequence[dict[str, Any]], kept: pa.Schema) -> pa.RecordBatch:
+    """Rows of Python values as one batch of the kept columns."""
+    return pa.RecordBatch.from_arrays([array([row.get(f.name) for row in rows], f) for f in kept], schema=kept)
 
 
-def _common(one: pa.DataType, other: pa.DataType) -> pa.DataType:
-    if one == other:
-        return one
-    left, right = pa.schema([pa.field("x", one)]), pa.schema([pa.field("x", other)])
-    return pa.unify_schemas([left, right], promote_options="permissive").field("x").type
-
-
-def _has_empty_struct(kind: pa.DataType) -> bool:
-    """Parquet has no struct without fields (an empty JSON object)."""
-    if pa.types.is_struct(kind):
-        return kind.num_fields == 0 or any(_has_empty_struct(kind.field(i).type) for i in range(kind.num_fields))
-    return pa.types.is_list(kind) and _has_empty_struct(kind.value_type)
-
-
-def _without_nulls(kind: pa.DataType) -> pa.DataType:
-    """A list or struct member that was null throughout becomes text: readers disagree on columns of no type."""
-    if pa.types.is_null(kind):
-        return pa.string()
-    if pa.types.is_list(kind):
-        return pa.list_(_without_nulls(kind.value_type))
-    if pa.types.is_struct(kind):
-        return pa.struct([pa.field(f.name, _without_nulls(f.type)) for f in kind])
-    return kind
-
-
-def batch_of_rows(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.RecordBatch:
-    """Rows of JSON values as one batch of this schema."""
-    return pa.RecordBatch.from_arrays([_array([row.get(f.name) for row in rows], f) for f in schema], schema=schema)
-
-
-def _array(column: list[Any], field: pa.Field) -> pa.Array:
-    if field.metadata == JSON_TEXT:
-        return pa.array([None if value is None else dumps(value).decode() for value in column], pa.string())
-    if pa.types.is_floating(field.type):
-        return pa.array([None if value is None else float(value) for value in column], field.type)
-    return pa.array(column, field.type)
-
-
-def fitted(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """A batch of one file as the columns all files share: absent ones null, others cast to the common type."""
+def batch_of_chunk(
+    batch: pa.RecordBatch, rows: Callable[[], Sequence[dict[str, Any]]], kept: pa.Schema
+) -> pa.RecordBatch:
+    """A batch of one file as the columns all files share: absent ones null, others cast, or as JSON where they disagree."""
+    values = rows() if any(is_text(field) for field in kept) else []
     arrays = []
-    for field in schema:
-        at = batch.schema.get_field_index(field.name)
-        if at < 0:
+    for field in kept:
+        if is_text(field):
+            arrays.append(array([row.get(field.name) for row in values], field))
+        elif field.name not in batch.schema.names:
             arrays.append(pa.nulls(batch.num_rows, field.type))
         else:
-            column = batch.column(at)
+            column = batch.column(field.name)
             arrays.append(column if column.type == field.type else column.cast(field.type))
-    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+    return pa.RecordBatch.from_arrays(arrays, schema=kept)
 
 
 def no_columns(rows: int) -> pa.RecordBatch:

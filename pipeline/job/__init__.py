@@ -5,20 +5,30 @@ Order: option > environment (``PIPELINE_*``) > job file > preset. All problems a
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
+import math
 import os
-import stat
-import tomllib
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import urlsplit
 
-import orjson
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from pipeline.errors import JobError
+from pipeline.job.key import key_from_file, key_from_variable
+from pipeline.job.layers import anchor, lay, merge, read_toml
+from pipeline.job.words import problems
 from pipeline.presets import PRESETS, Preset
 
 OutputFormat = Literal["parquet", "jsonl", "csv", "batch"]
@@ -29,7 +39,22 @@ FORMAT_OF_ENDING: dict[str, OutputFormat] = {
     ".ndjson": "jsonl",
     ".csv": "csv",
 }
-_RESERVED_PARAMS = ("model", "messages", "stream")
+_RESERVED_PARAMS = {
+    "model": "'model' has a place of its own: model = ... at the top of the job, or -m MODEL",
+    "messages": "'messages' are made from request.prompt and request.system, or come in a column of that name",
+    "stream": "'stream' cannot be set: answers come whole",
+}
+_ENDPOINT = re.compile(r"/(chat/completions|completions|embeddings|responses)/*$")
+
+
+def _not_empty(value: Any) -> Any:
+    if isinstance(value, str) and not value.strip():
+        raise ValueError("must not be empty")
+    return value
+
+
+Text = Annotated[str, BeforeValidator(_not_empty)]
+FilePath = Annotated[Path, BeforeValidator(_not_empty), Field(strict=False)]
 
 
 class _Table(BaseModel):
@@ -42,7 +67,7 @@ class Gateway(_Table):
     preset: str = "openai"
     base_url: str | None = None
     api_key_env: str | None = None
-    api_key_file: Path | None = Field(default=None, strict=False)
+    api_key_file: FilePath | None = None
     concurrency: int | None = Field(default=None, ge=1, le=10_000)
     timeout: float = Field(default=600.0, gt=0)
     connect_timeout: float = Field(default=30.0, gt=0)
@@ -58,26 +83,35 @@ class Gateway(_Table):
     @field_validator("base_url")
     @classmethod
     def _is_http(cls, url: str | None) -> str | None:
-        if url is not None and not url.startswith(("http://", "https://")):
-            raise ValueError(f"a base URL starts with http:// or https://, not {url!r}")
-        if url is not None and "@" in url.split("/")[2]:
-            raise ValueError("a base URL must not hold a key or password; put the key in the environment")
-        return url.rstrip("/") if url else url
+        return None if url is None else _base_url(url)
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _names_a_variable(cls, name: str | None) -> str | None:
+        if name is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise ValueError("expected the name of an environment variable that holds the key, not the key itself")
+        return name
+
+    @model_validator(mode="after")
+    def _one_key(self) -> Self:
+        if self.api_key_env is not None and self.api_key_file is not None:
+            raise ValueError("api_key_env and api_key_file are both given; keep one")
+        return self
 
 
 class Input(_Table):
     """``[input]``: the prompt set. ``path`` is a file, glob or folder, or ``-`` for JSONL on standard input."""
 
-    path: str
-    id: str | None = None
+    path: Text
+    id: Text | None = None
 
 
 class RequestSettings(_Table):
     """``[request]``: how a row becomes a request."""
 
     system: str | None = None
-    prompt: str | None = None
-    prompt_file: Path | None = Field(default=None, strict=False)
+    prompt: Text | None = None
+    prompt_file: FilePath | None = None
     params: dict[str, Any] = Field(default_factory=dict)
     replace_model: bool = False
     on_length: Literal["keep", "fail"] = "keep"
@@ -85,13 +119,13 @@ class RequestSettings(_Table):
     @field_validator("params")
     @classmethod
     def _no_reserved(cls, params: dict[str, Any]) -> dict[str, Any]:
-        for name in _RESERVED_PARAMS:
-            if name in params:
-                raise ValueError(f"{name!r} is not a parameter: it has a place of its own in the job")
-        try:
-            orjson.dumps(params)
-        except TypeError as exc:
-            raise ValueError(f"params must be JSON values: {exc}") from exc
+        for name, value in params.items():
+            if name in _RESERVED_PARAMS:
+                raise ValueError(_RESERVED_PARAMS[name])
+            if not _is_json(value):
+                raise ValueError(
+                    f"{name} is no JSON value: expected text, a finite number of 64 bits, true, false, a list or a table"
+                )
         return params
 
     @model_validator(mode="after")
@@ -110,7 +144,7 @@ class Limits(_Table):
 class Output(_Table):
     """``[output]``: the results file. ``keep`` names the input columns to keep (None: all)."""
 
-    path: Path = Field(strict=False)
+    path: FilePath
     format: OutputFormat | None = None
     keep: list[str] | None = None
     prefix: str = ""
@@ -129,13 +163,13 @@ class Job(_Table):
     """Everything a run needs to know. Make one with ``Job.load`` or, in Python, ``Job(model=..., input=..., ...)``."""
 
     gateway: Gateway = Field(default_factory=Gateway)
-    model: str | None = Field(default=None, min_length=1)
+    model: Text | None = None
     input: Input
     request: RequestSettings = Field(default_factory=RequestSettings)
     limits: Limits = Field(default_factory=Limits)
     output: Output
     prices: dict[str, Price] = Field(default_factory=dict)
-    run_dir: Path | None = Field(default=None, strict=False)
+    run_dir: FilePath | None = None
     source: Path | None = Field(default=None, exclude=True, strict=False)
 
     @field_validator("gateway", mode="before")
@@ -161,6 +195,8 @@ class Job(_Table):
             raise ValueError(f"gateway.base_url: the preset {self.preset.name!r} needs one, e.g. https://host/v1")
         if self.gateway.base_url is not None:
             _check_ip_version(self.gateway.base_url, self.gateway.ip_version)
+        if self.run_dir == self.output.path:
+            raise ValueError(f"run_dir: {self.run_dir} is the output itself; the run folder needs a name of its own")
         if self.output.format is None and self.output.path.suffix.lower() not in FORMAT_OF_ENDING:
             raise ValueError(
                 f"output.path: the ending of {self.output.path.name!r} names no format; use "
@@ -182,18 +218,18 @@ class Job(_Table):
         """
         tables: dict[str, Any] = {}
         if path is not None:
-            tables = _read_toml(Path(path))
-            _anchor(tables, Path(path).resolve().parent)
+            tables = read_toml(Path(path))
+            anchor(tables, Path(path).resolve().parent)
             tables["source"] = str(Path(path).resolve())
         laid: dict[str, Any] = {}
         for key, value in (overrides or {}).items():
-            _lay(laid, key, value)
-        _anchor(laid, Path.cwd())
-        _merge(tables, laid)
+            lay(laid, key, value)
+        anchor(laid, Path.cwd())
+        merge(tables, laid)
         try:
             return cls.model_validate(tables)
         except ValidationError as exc:
-            raise JobError(_problems(exc, path)) from None
+            raise JobError(problems(exc, path, cls)) from None
 
     @property
     def preset(self) -> Preset:
@@ -226,18 +262,44 @@ class Job(_Table):
         Raises ``JobError`` when a key was asked for and is not there, or its file is open to others.
         """
         if self.gateway.api_key_file is not None:
-            return SecretStr(_key_from_file(self.gateway.api_key_file))
+            return SecretStr(key_from_file(self.gateway.api_key_file))
         name = self.gateway.api_key_env or self.preset.api_key_env
         if name is None:
             return None
-        key = environ.get(name, "").strip()
-        if not key and (self.gateway.api_key_env is not None or self.preset.base_url is not None):
-            raise JobError(
-                f"the environment variable {name} is not set: export {name}=... with your key for this gateway"
-            )
-        if not key.isascii() or any(c.isspace() for c in key):
-            raise JobError(f"the key in {name} has spaces or characters no key has; copy it again")
-        return SecretStr(key) if key else None
+        needed = self.gateway.api_key_env is not None or self.preset.base_url is not None
+        key = key_from_variable(name, environ.get(name, ""), needed=needed)
+        return None if key is None else SecretStr(key)
+
+
+def _is_json(value: Any) -> bool:
+    match value:
+        case dict():
+            return all(_is_json(member) for member in value.values())
+        case list():
+            return all(_is_json(item) for item in value)
+        case float():
+            return math.isfinite(value)
+        case bool():
+            return True
+        case int():
+            return -(2**63) <= value < 2**64
+    return value is None or isinstance(value, str)
+
+
+def _base_url(url: str) -> str:
+    """What may be a key in a URL is refused unseen: it must not show in the error either."""
+    if any(sign in url for sign in "@?#"):
+        raise ValueError("a base URL must not hold a key, a password or a query; put the key in the environment")
+    try:
+        parts = urlsplit(url)
+        whole = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:  # a port that is no number, half an IPv6 address
+        whole = False
+    if not whole or any(c.isspace() for c in url):
+        raise ValueError(f"expected a URL such as https://host/v1, not {url!r}")
+    if endpoint := _ENDPOINT.search(parts.path):
+        raise ValueError(f"a base URL ends before the endpoint: take {endpoint[0]} off its end")
+    return url.rstrip("/")
 
 
 def _check_ip_version(url: str, version: str | int) -> None:
@@ -247,111 +309,3 @@ def _check_ip_version(url: str, version: str | int) -> None:
         return  # a name: whether it has such an address is for the resolver to say
     if version not in ("auto", address.version):
         raise ValueError(f"gateway.ip_version: {version} does not fit the IPv{address.version} address in base_url")
-
-
-def _key_from_file(path: Path) -> str:
-    try:
-        mode = path.stat().st_mode
-        key = path.read_text(encoding="ascii").strip()
-    except OSError as exc:
-        raise JobError(f"gateway.api_key_file: cannot read {path}: {exc.strerror}") from exc
-    except UnicodeDecodeError:
-        raise JobError(f"gateway.api_key_file: {path} holds something that is no key") from None
-    if stat.S_IMODE(mode) & 0o077:
-        raise JobError(f"gateway.api_key_file: {path} can be read by others; do: chmod 600 {path}")
-    if not key or len(key.split()) != 1:
-        raise JobError(f"gateway.api_key_file: {path} must hold one key and nothing else")
-    return key
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise JobError(f"there is no job file {path}") from None
-    except IsADirectoryError:
-        raise JobError(f"{path} is a folder; give the job's .toml file") from None
-    except UnicodeDecodeError as exc:
-        raise JobError(f"{path} is not UTF-8 text (byte {exc.start})") from None
-    except OSError as exc:
-        raise JobError(f"cannot read the job file {path}: {exc.strerror}") from exc
-    except tomllib.TOMLDecodeError as exc:
-        raise JobError(f"{path} is not valid TOML: {exc}") from None
-
-
-def _lay(tables: dict[str, Any], key: str, value: Any) -> None:
-    *path, last = key.split(".")
-    for part in path:
-        inner = tables.setdefault(part, {})
-        if not isinstance(inner, dict):
-            inner = tables[part] = {"preset" if part == "gateway" else "path": inner}
-        tables = inner
-    if last == "gateway" and isinstance(tables.get(last), dict):
-        tables[last]["preset"] = value
-    else:
-        tables[last] = value
-
-
-def _merge(below: dict[str, Any], above: dict[str, Any]) -> None:
-    for key, value in above.items():
-        have = below.get(key)
-        if key == "gateway":
-            below[key] = {**_as_table(have, "preset"), **_as_table(value, "preset")}
-        elif key in ("input", "output"):
-            below[key] = {**_as_table(have, "path"), **_as_table(value, "path")}
-        elif isinstance(value, dict) and isinstance(have, dict):
-            _merge(have, value)
-        else:
-            below[key] = value
-
-
-def _as_table(value: Any, key: str) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {} if value is None else {key: value}
-
-
-def _anchor(tables: dict[str, Any], base: Path) -> None:
-    """Make the paths of one layer absolute, relative to where that layer was written."""
-
-    def absolute(text: Any) -> Any:
-        return os.path.normpath(base / Path(text).expanduser()) if isinstance(text, str) and text != "-" else text
-
-    for table, key in (("input", "path"), ("output", "path"), ("request", "prompt_file"), ("gateway", "api_key_file")):
-        if isinstance(tables.get(table), dict) and key in tables[table]:
-            tables[table][key] = absolute(tables[table][key])
-        elif table in ("input", "output") and table in tables:
-            tables[table] = absolute(tables[table])
-    if "run_dir" in tables:
-        tables["run_dir"] = absolute(tables["run_dir"])
-
-
-def _problems(error: ValidationError, path: Path | str | None) -> str:
-    where = str(path) if path is not None else "the options"
-    lines = [_problem(item) for item in error.errors(include_url=False)]
-    return f"{where}: " + (lines[0] if len(lines) == 1 else f"{len(lines)} problems\n  " + "\n  ".join(lines))
-
-
-_OPTION_OF = {"input": "-i FILE", "output": "-o FILE", "input.path": "-i FILE", "output.path": "-o FILE"}
-
-
-def _problem(item: Any) -> str:
-    key = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "missing":
-        option = f" (or {_OPTION_OF[key]})" if key in _OPTION_OF else ""
-        return f"{key} is missing{option}"
-    if item["type"] == "extra_forbidden":
-        return f"{key} is not a key of a job{_did_you_mean(item['loc'])}"
-    message = item["msg"].removeprefix("Value error, ")
-    if item["type"] == "value_error":
-        return f"{key}: {message}" if key else message
-    return f"{key}: {message[0].lower()}{message[1:]}, not {item['input']!r}"
-
-
-def _did_you_mean(loc: tuple[Any, ...]) -> str:
-    model: Any = Job
-    for part in loc[:-1]:
-        if part not in getattr(model, "model_fields", {}):
-            return ""
-        model = model.model_fields[part].annotation
-    names = [name for name in getattr(model, "model_fields", {}) if name != "source"]
-    close = difflib.get_close_matches(str(loc[-1]), names, n=1)
-    return f"; did you mean {close[0]}?" if close else f"; there are: {', '.join(sorted(names))}"

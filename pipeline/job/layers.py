@@ -1,0 +1,94 @@
+"""The layers of a job before it is checked: the TOML file, what is laid over it, and where each layer's paths start."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import JobError
+
+_PATHS = (("input", "path"), ("output", "path"), ("request", "prompt_file"), ("gateway", "api_key_file"))
+_RIVALS = (("request", {"prompt", "prompt_file"}), ("gateway", {"api_key_env", "api_key_file"}))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a job file. Raises ``JobError``."""
+    hint = "" if path.suffix == ".toml" else "; a job file ends in .toml, the input is given with -i"
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise JobError(f"there is no job file {path} (looked in {Path.cwd()})") from None
+    except IsADirectoryError:
+        raise JobError(f"{path} is a folder; give the job's .toml file") from None
+    except UnicodeDecodeError as exc:
+        raise JobError(f"{path} is not UTF-8 text (byte {exc.start + 1}){hint}") from None
+    except OSError as exc:
+        raise JobError(f"cannot read the job file {path}: {exc.strerror}") from exc
+    except tomllib.TOMLDecodeError as exc:
+        words = "; text must stand in quotes" if str(exc).startswith("Invalid value") else ""
+        raise JobError(f"{path} is not valid TOML: {exc}{hint or words}") from None
+
+
+def lay(tables: dict[str, Any], key: str, value: Any) -> None:
+    """Put the value of one dotted key into ``tables``."""
+    *path, last = key.split(".")
+    for part in path:
+        inner = tables.setdefault(part, {})
+        if not isinstance(inner, dict):
+            inner = tables[part] = {"preset" if part == "gateway" else "path": inner}
+        tables = inner
+    if last == "gateway" and isinstance(tables.get(last), dict):
+        tables[last]["preset"] = value
+    else:
+        tables[last] = value
+
+
+def merge(below: dict[str, Any], above: dict[str, Any]) -> None:
+    """Lay one layer over another; what it says in one of two ways takes the place of the other way, too."""
+    for table, rivals in _RIVALS:
+        have, given = below.get(table), above.get(table)
+        if isinstance(have, dict) and isinstance(given, dict) and rivals & given.keys():
+            for name in rivals - given.keys():
+                have.pop(name, None)
+    _merge(below, above)
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> None:
+    for key, value in above.items():
+        have = below.get(key)
+        if key == "gateway":
+            below[key] = {**_as_table(have, "preset"), **_as_table(value, "preset")}
+        elif key in ("input", "output"):
+            below[key] = {**_as_table(have, "path"), **_as_table(value, "path")}
+        elif isinstance(value, dict) and isinstance(have, dict):
+            _merge(have, value)
+        else:
+            below[key] = value
+
+
+def _as_table(value: Any, key: str) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {} if value is None else {key: value}
+
+
+def anchor(tables: dict[str, Any], base: Path) -> None:
+    """Make the paths of one layer absolute, relative to where that layer was written. Raises ``JobError``."""
+    for table, key in _PATHS:
+        if isinstance(tables.get(table), dict) and key in tables[table]:
+            tables[table][key] = _absolute(tables[table][key], base, f"{table}.{key}")
+        elif table in ("input", "output") and table in tables:
+            tables[table] = _absolute(tables[table], base, f"{table}.{key}")
+    if "run_dir" in tables:
+        tables["run_dir"] = _absolute(tables["run_dir"], base, "run_dir")
+
+
+def _absolute(text: Any, base: Path, key: str) -> Any:
+    if not isinstance(text, str) or text in ("", "-"):
+        return text
+    if "\0" in text:
+        raise JobError(f"{key}: a path cannot hold a NUL character")
+    try:
+        return os.path.normpath(base / Path(text).expanduser())
+    except RuntimeError:
+        raise JobError(f"{key}: {text}: there is no such home folder; write the path out") from None
