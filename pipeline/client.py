@@ -19,7 +19,9 @@ import aiohttp
 import orjson
 from aiohttp.client_proto import ResponseHandler
 
+from pipeline.jsonio import dumps
 from pipeline.records import Failure, Reply
+from pipeline.stream import Assembly
 
 # uvicorn, under both gateways, closes connections idle for 5 s (measured); a pool that keeps them longer races it.
 KEEP_ALIVE_S = 4.0
@@ -35,6 +37,7 @@ class Connection:
     api_key: str | None
     timeout_s: float
     connect_timeout_s: float
+    idle_timeout_s: float = 300.0
     ip_version: str | int = "auto"
 
     def __repr__(self) -> str:
@@ -54,12 +57,15 @@ class Client:
             limit=0, keepalive_timeout=KEEP_ALIVE_S, family=_FAMILIES[connection.ip_version], ttl_dns_cache=60
         )
         connector._factory = cast(Any, partial(WatchedConnection, loop=asyncio.get_running_loop()))
+        self._timeout = aiohttp.ClientTimeout(total=connection.timeout_s, connect=connection.connect_timeout_s)
+        self._stream_timeout = aiohttp.ClientTimeout(
+            total=connection.timeout_s, connect=connection.connect_timeout_s, sock_read=connection.idle_timeout_s
+        )
         headers = {"Content-Type": "application/json", "User-Agent": "pipeline"}
         if connection.api_key:
             headers["Authorization"] = f"Bearer {connection.api_key}"
         self._session = aiohttp.ClientSession(
             connector=connector,
-            timeout=aiohttp.ClientTimeout(total=connection.timeout_s, connect=connection.connect_timeout_s),
             headers=headers,
             trust_env=not is_loopback(connection.base_url),  # no proxy can reach this machine's own loopback for us
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -69,21 +75,23 @@ class Client:
     async def __aexit__(self, *_: object) -> None:
         await self._session.close()
 
-    async def send(self, endpoint: str, body: bytes, headers: Mapping[str, str]) -> Reply:
+    async def send(self, endpoint: str, body: bytes, headers: Mapping[str, str], *, stream: bool = False) -> Reply:
         """POST one request and read its whole answer. Never raises for what the network or the server does.
 
+        With ``stream`` the body asks for events: they are put together into the body that a plain call would have had,
+        and silence between them is bounded by ``idle_timeout_s``.
         A reused connection that drops within a second and before any byte of the reply lost a race with the server's
         idle timeout: that request was not read, and is sent once more.
         """
-        reply = await self._exchange(endpoint, body, headers)
+        reply = await self._exchange(endpoint, body, headers, stream)
         if reply.failure is not None and reply.failure.code == "stale_connection":
-            reply = await self._exchange(endpoint, body, headers)
+            reply = await self._exchange(endpoint, body, headers, stream)
             if reply.failure is not None and reply.failure.code == "stale_connection":
                 failure = Failure(code="disconnected", message=reply.failure.message, sent=True)
                 return Reply(status=0, headers={}, body=b"", json=None, elapsed_s=reply.elapsed_s, failure=failure)
         return reply
 
-    async def _exchange(self, endpoint: str, body: bytes, headers: Mapping[str, str]) -> Reply:
+    async def _exchange(self, endpoint: str, body: bytes, headers: Mapping[str, str], stream: bool) -> Reply:
         started = time.monotonic()
         try:
             async with self._session.post(
@@ -91,22 +99,49 @@ class Client:
                 data=body,
                 headers=headers,
                 allow_redirects=False,
+                timeout=self._stream_timeout if stream else self._timeout,
             ) as response:
+                if stream and response.content_type == "text/event-stream":
+                    return await self._assembled(response, started)
                 answer = await response.read()
                 return self._reply(response, answer, time.monotonic() - started)
         except (aiohttp.ClientError, TimeoutError, OSError) as exc:
             elapsed = time.monotonic() - started
             failure = failure_of(exc, stale=isinstance(exc, StaleConnectionError) and elapsed < REUSED_DROP_S)
-            return Reply(status=0, headers={}, body=b"", json=None, elapsed_s=elapsed, failure=self._scrubbed(failure))
+            return self._failed(failure, started)
 
-    def _reply(self, response: aiohttp.ClientResponse, body: bytes, elapsed_s: float) -> Reply:
+    async def _assembled(self, response: aiohttp.ClientResponse, started: float) -> Reply:
+        assembly = Assembly()
+        try:
+            async for data in response.content.iter_any():
+                assembly.feed(data)
+        except (ValueError, TypeError, AttributeError, KeyError) as exc:  # events that are JSON, but not of a chat
+            failure = Failure(code="malformed_stream", message=f"the stream makes no sense: {exc}", sent=True)
+            return self._failed(failure, started)
+        status, body = response.status, assembly.body()
+        if assembly.error is not None:
+            status, body = assembly.error_status(), {"error": assembly.error}
+        elif not assembly.complete:
+            failure = Failure(code="stream_cut", message="the stream ended before the answer did", sent=True)
+            return self._failed(failure, started)
+        return self._reply(response, dumps(body), time.monotonic() - started, status=status)
+
+    def _failed(self, failure: Failure, started: float) -> Reply:
+        elapsed_s = time.monotonic() - started
+        return Reply(status=0, headers={}, body=b"", json=None, elapsed_s=elapsed_s, failure=self._scrubbed(failure))
+
+    def _reply(
+        self, response: aiohttp.ClientResponse, body: bytes, elapsed_s: float, *, status: int | None = None
+    ) -> Reply:
         if self._key and self._key in body:
             body = body.replace(self._key, b"[key]")  # some servers quote the key in their errors
         try:
             parsed = orjson.loads(body)
         except orjson.JSONDecodeError:
             parsed = None
-        return Reply(status=response.status, headers=response.headers, body=body, json=parsed, elapsed_s=elapsed_s)
+        return Reply(
+            status=status or response.status, headers=response.headers, body=body, json=parsed, elapsed_s=elapsed_s
+        )
 
     def _scrubbed(self, failure: Failure) -> Failure:
         if not self._connection.api_key:

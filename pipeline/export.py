@@ -8,7 +8,7 @@ from pipeline.errors import IncompleteError, RunFolderError
 from pipeline.feed import mark_of
 from pipeline.results import export, format_of
 from pipeline.sink import Selection
-from pipeline.workspace import Workspace, opened_for_reading
+from pipeline.workspace import Workspace, check_apart, opened_for_reading
 
 
 def export_folder(
@@ -28,6 +28,7 @@ def export_folder(
             raise IncompleteError(
                 f"{pending:,} rows have no outcome yet: run the job again first, or export what is there with --partial"
             )
+        check_apart(path, space.job.input.path, space.files)
         if not results_only:
             _check_unchanged(space)
         return export(space, path=path, output_format=kind, selection=selection, results_only=results_only)

@@ -75,7 +75,7 @@ class Feed:
                 break
             tick(self._read)
         if problems:
-            raise InputError("\n".join(str(problem) for problem in problems[:BAD_LINES_SHOWN]))
+            raise bad_lines(problems)
 
     def _fingerprint(self, row: Row) -> bytes:
         try:
@@ -207,8 +207,17 @@ def _id_of(data: dict[str, Any], column: str) -> str:
         return value
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    shown = "null" if value is None else "empty" if value == "" else f"a {type(value).__name__}"
-    raise InputError(f"the id column {column!r} is {shown}; an id is text or a whole number")
+    kinds = {bool: "true or false", float: f"the number {value}", list: "a list", dict: "an object"}
+    found = "null" if value is None else "empty" if value == "" else kinds.get(type(value), type(value).__name__)
+    raise InputError(f"the id column {column!r} is {found}; an id is text or a whole number")
+
+
+def bad_lines(problems: Sequence[InputError]) -> InputError:
+    """The first of them as one error."""
+    lines = [str(problem) for problem in problems[:BAD_LINES_SHOWN]]
+    if len(problems) >= BAD_LINES_SHOWN:
+        lines.append(f"these are the first {BAD_LINES_SHOWN}; there may be more")
+    return InputError("\n".join(lines))
 
 
 def mark_of(file: InputFile) -> str:

@@ -58,10 +58,14 @@ class Snapshot:
 
 def money(cost: dict[str, float], unknown: int = 0) -> str:
     """Amounts by unit, and that some are unknown: ``$0.0123``, ``3.5 coins``, ``cost unknown``."""
-    known = [f"${amount:,.4f}" if unit == "USD" else f"{amount:,.4f} {unit}" for unit, amount in cost.items()]
+    known = [f"${_amount(amount)}" if unit == "USD" else f"{_amount(amount)} {unit}" for unit, amount in cost.items()]
     if not known:
         return "cost unknown" if unknown else "$0"
     return " + ".join(known) + (f" + {unknown:,} rows of unknown cost" if unknown else "")
+
+
+def _amount(amount: float) -> str:
+    return f"{amount:,.2f}" if amount >= 100 or amount == 0 else f"{amount:,.4f}" if amount >= 0.01 else f"{amount:.7f}"
 
 
 def duration(seconds: float) -> str:

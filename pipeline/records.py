@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 Status = Literal["succeeded", "failed"]
 CostSource = Literal["gateway", "price_table", "free", "reused", "unknown"]
+Scope = Literal["", "parallel", "requests", "tokens", "model"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,12 +84,27 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """``code`` is a short stable word (``error_code`` in the results), ``message`` is for people."""
+    """``code`` is a short stable word (``error_code`` in the results), ``message`` is for people.
+
+    ``retry_after_s``: how long the gateway asks to wait; None when it does not say, or says what is not so.
+    ``soon``: a THROTTLED for want of a parallel slot. One is free as soon as a call ends: wait 0.2 to 2 s, jittered.
+    ``scope``: which limit a THROTTLED has met: the key's parallel slots, its requests or tokens a minute, or the
+    model's own, which is everybody's ("" when not told).
+    ``ambiguous``: the row or the gateway, only another request can tell. A TRANSIENT is the row's if a witness is
+    answered; an OUTAGE that comes back for the same row while others are answered is that row's, too.
+    ``recheck_s``: a FATAL that, once this key has worked, is held as an outage first, and believed after so long.
+    ``most_tries``: a TRANSIENT that more tries than these do not mend, whatever the job allows.
+    """
 
     kind: Kind
     code: str = ""
     message: str = ""
     retry_after_s: float | None = None
+    soon: bool = False
+    scope: Scope = ""
+    ambiguous: bool = False
+    recheck_s: float = 0.0
+    most_tries: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -92,6 +92,7 @@ def provenance(workspace: Workspace) -> dict[str, Any]:
     return {
         "job": orjson.loads(job.model_dump_json(exclude={"gateway": {"api_key_file"}})),
         "job_file": None if job.source is None else str(job.source),
+        "prompt": workspace.prompt,
         "gateway": {"preset": job.gateway.preset, "family": job.preset.family, "base_url": job.base_url},
         "served_models": reader.served_models(journal.db),
         "inputs": [

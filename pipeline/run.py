@@ -63,12 +63,11 @@ class Run:
 
     async def live(self) -> Summary:
         """The life of a run. Raises ``PipelineError`` for what stops it before anything is sent."""
-        folder = make_folder(self._job)
         key = self._job.api_key()
+        folder = make_folder(self._job)
         with Lock(folder), opened(self._job, slots=self._job.concurrency, adopt=self._wishes.accept_changes) as space:
             status = StatusFile(folder, self._facts(space))
             self._recover(space.journal.recover())
-            space.journal.start_run()
             index = await asyncio.to_thread(space.feed.index, space.spec, tick=self._tick_index)
             space.layout()  # a clash of columns must show before anything is sent
             mark(space, self._wishes.redo)
@@ -77,6 +76,7 @@ class Run:
             counts = index.counts(has_ids=space.id_column is not None)
             self._guard(index, counts, space)
             self._announce(counts)
+            space.journal.start_run()
             why = await self._send(space, index, counts, status, key.get_secret_value() if key else None)
             summary = await self._finish(space, counts, why)
             status.write(None, state="ended", **asdict(summary))

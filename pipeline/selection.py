@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 
@@ -23,6 +24,10 @@ class Redo:
     columns: tuple[str, ...] = ()
     ids: Path | None = None
 
+    def __post_init__(self) -> None:
+        for condition in self.columns:  # before an index pass that may take minutes
+            _parsed(condition)
+
 
 def mark(space: Workspace, redo: Redo) -> None:
     """Have these rows' outcomes made anew. It is durable: an interrupted run goes on with them. Raises ``UsageError``."""
@@ -36,14 +41,22 @@ def mark(space: Workspace, redo: Redo) -> None:
         journal.mark_redo(_named(space, redo.ids))
 
 
-def _matching(space: Workspace, condition: str) -> Iterator[int]:
+def _parsed(condition: str) -> tuple[str, str, bool]:
+    """Column, value, and whether they must be equal. Raises ``UsageError``."""
     column, sign, value = condition.partition("=")
     if not sign:
         raise UsageError(f"--redo takes COLUMN=VALUE or COLUMN!=VALUE, not {condition!r}")
     equal = not column.endswith("!")
     column = column.removesuffix("!").strip()
     if column not in TYPES:
-        raise UsageError(f"--redo: there is no result column {column!r}; there are: {', '.join(TYPES)}")
+        close = get_close_matches(column, TYPES, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(TYPES)}"
+        raise UsageError(f"--redo: there is no result column {column!r}; {hint}")
+    return column, value, equal
+
+
+def _matching(space: Workspace, condition: str) -> Iterator[int]:
+    column, value, equal = _parsed(condition)
     projection = Projection(space.journal.db)
     for path, _, _ in projection.files():
         rows = projection.stretch(path, 1, 2**62)
@@ -53,13 +66,15 @@ def _matching(space: Workspace, condition: str) -> Iterator[int]:
 
 def _named(space: Workspace, path: Path) -> list[int]:
     try:
-        ids = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as exc:
-        raise UsageError(f"--redo-ids: cannot read {path}: {exc}") from exc
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as exc:
+        raise UsageError(f"--redo-ids: cannot read {path}: {exc.strerror}; it must hold an id a line") from exc
+    except UnicodeDecodeError as exc:
+        raise UsageError(f"--redo-ids: {path} is not UTF-8 text (byte {exc.start + 1})") from exc
     numbers = []
-    for custom_id in ids:
-        found = space.journal.number_of(custom_id)
-        if found is None:
-            raise UsageError(f"--redo-ids: {path} names {custom_id!r}, which is no id of the input")
-        numbers.append(found)
+    for line, custom_id in enumerate(map(str.strip, lines), 1):
+        found = space.journal.number_of(custom_id) if custom_id else None
+        if custom_id and found is None:
+            raise UsageError(f"--redo-ids: {path}:{line}: no row of the input has the id {custom_id!r}")
+        numbers += [] if found is None else [found]
     return numbers

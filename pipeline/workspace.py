@@ -8,14 +8,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError, JobError, RunFolderError
-from pipeline.feed import Feed
+from pipeline.feed import Feed, bad_lines
 from pipeline.gateways import OpenAI, dialect_of
 from pipeline.job import Job
-from pipeline.journal import FILE_NAME, Journal
+from pipeline.journal import FILE_NAME, Journal, sentences
 from pipeline.sink import Layout, layout
 from pipeline.source import InputFile, chunks, column_names, find
 from pipeline.template import Template, spec_digest
@@ -34,6 +35,7 @@ class Workspace:
     files: list[InputFile]
     columns: list[str]
     id_column: str | None
+    prompt: str | None
     template: Template
     feed: Feed
     dialect: OpenAI
@@ -47,7 +49,8 @@ class Workspace:
 
 
 def make_folder(job: Job) -> Path:
-    """The job's run folder, there and private. Raises ``RunFolderError`` when it cannot be made."""
+    """The job's run folder, there and private. Raises ``UsageError`` when it cannot be made, or the results not written."""
+    _check_writable(job.output.path)
     folder = job.run_folder
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -56,6 +59,21 @@ def make_folder(job: Job) -> Path:
             f"cannot make the run folder {folder}: {exc.strerror}; give another with --run-dir"
         ) from exc
     return folder
+
+
+def _check_writable(output: Path) -> None:
+    """A place for results that cannot be written must show before they are paid for."""
+    try:
+        is_folder = output.is_dir()
+        parent = next(folder for folder in output.parents if folder.exists())
+    except OSError as exc:
+        raise JobError(f"output.path: {output} cannot be written: {exc.strerror}") from exc
+    if is_folder:
+        raise JobError(f"output.path: {output} is a folder; name a file in it")
+    if not parent.is_dir():
+        raise JobError(f"output.path: {output} cannot be written: {parent} is a file, not a folder")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise JobError(f"output.path: {output} cannot be written: no permission to write in {parent}")
 
 
 @contextmanager
@@ -70,8 +88,9 @@ def opened(job: Job, *, slots: int, adopt: bool) -> Iterator[Workspace]:
     files = _input_files(job, folder)
     journal = Journal.open(folder, slots=slots)
     try:
-        _check_owner(journal, job, new=new, adopt=adopt)
-        yield _assemble(job, folder, journal, files)
+        with sentences(journal.path):
+            _check_owner(journal, job, new=new, adopt=adopt)
+            yield _assemble(job, folder, journal, files)
     finally:
         journal.close()
 
@@ -81,12 +100,13 @@ def opened_for_reading(folder: Path, *, input_path: str | None = None) -> Iterat
     """Open what a run folder holds, as its last run left it; ``input_path`` when the input has moved."""
     journal = Journal.read(folder)
     try:
-        job = job_of(journal)
-        if input_path is not None:
-            job = job.model_copy(
-                update={"input": job.input.model_copy(update={"path": str(Path(input_path).absolute())})}
-            )
-        yield _assemble(job, folder, journal, _input_files(job, folder, spool=False))
+        with sentences(journal.path):
+            job = job_of(journal)
+            if input_path is not None:
+                job = job.model_copy(
+                    update={"input": job.input.model_copy(update={"path": str(Path(input_path).absolute())})}
+                )
+            yield _assemble(job, folder, journal, _files_again(job, folder))
     finally:
         journal.close()
 
@@ -100,7 +120,7 @@ def job_of(journal: Journal) -> Job:
 
 
 def _assemble(job: Job, folder: Path, journal: Journal, files: list[InputFile]) -> Workspace:
-    _check_apart(job, files)
+    check_apart(job.output.path, job.input.path, files)
     columns = _first_columns(files)
     id_column = job.input.id
     if id_column is None and "custom_id" in columns:
@@ -124,6 +144,7 @@ def _assemble(job: Job, folder: Path, journal: Journal, files: list[InputFile]) 
         files=files,
         columns=columns,
         id_column=id_column,
+        prompt=prompt,
         template=template,
         feed=Feed(journal, files, template, id_column=id_column),
         dialect=dialect_of(job.preset.family, model_is_the_rows=job.model is None),
@@ -131,11 +152,28 @@ def _assemble(job: Job, folder: Path, journal: Journal, files: list[InputFile]) 
     )
 
 
-def _check_apart(job: Job, files: list[InputFile]) -> None:
-    """Results among the prompts would be read as prompts the next time."""
-    output, source = job.output.path, Path(job.input.path)
-    if any(file.path == output for file in files) or (source.is_dir() and output.is_relative_to(source)):
-        raise JobError(f"output.path: {output} lies in the input {source}; put the results somewhere else")
+def check_apart(output: Path, source: str, files: list[InputFile]) -> None:
+    """Results among the prompts would replace them, or be read as prompts the next time. Raises ``JobError``."""
+    is_input = os.path.realpath(output) in {os.path.realpath(file.path) for file in files}
+    if is_input or _would_be_found(output, source):
+        raise JobError(f"the output {output} lies in the input {source}; put the results somewhere else")
+
+
+def _would_be_found(output: Path, source: str) -> bool:
+    folder = Path(source)
+    if folder.is_dir():
+        return output.is_relative_to(folder)
+    if "**" in source:
+        return fnmatchcase(str(output), source)
+    parts = tuple(zip(output.parts, folder.parts, strict=False))
+    return len(output.parts) == len(folder.parts) and all(fnmatchcase(name, pattern) for name, pattern in parts)
+
+
+def _files_again(job: Job, folder: Path) -> list[InputFile]:
+    try:
+        return _input_files(job, folder, spool=False)
+    except InputError as exc:
+        raise InputError(f"{exc}; if the input has moved, say where it is now with -i") from exc
 
 
 def _input_files(job: Job, folder: Path, *, spool: bool = True) -> list[InputFile]:
@@ -168,15 +206,18 @@ def _spool(path: Path) -> None:
 
 def _first_columns(files: list[InputFile]) -> list[str]:
     columns: dict[str, None] = {}
+    problems: list[InputError] = []
     for file in files[:FILES_PEEKED]:
         names = column_names(file)
         if names is not None:
             columns.update(dict.fromkeys(names))
             continue
         first = next(iter(chunks(file)), None)
-        for _, data in first.rows(on_error=lambda _: None) if first is not None else ():
+        for _, data in first.rows(on_error=problems.append) if first is not None else ():
             columns.update(dict.fromkeys(data))
-    if not columns and not any(True for file in files for _ in chunks(file)):
+    if problems and not columns:  # else the index pass names them all
+        raise bad_lines(problems)
+    if not any(True for file in files for _ in chunks(file)):
         raise InputError(f"the input has no rows: {', '.join(str(file.path) for file in files[:3])}")
     return list(columns)
 
@@ -186,11 +227,14 @@ def _prompt_text(job: Job) -> str | None:
     if path is None:
         return job.request.prompt
     try:
-        return path.read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as exc:
-        raise JobError(f"request.prompt_file: {path} is not UTF-8 text (byte {exc.start})") from exc
+        raise JobError(f"request.prompt_file: {path} is not UTF-8 text (byte {exc.start + 1})") from exc
     except OSError as exc:
         raise JobError(f"request.prompt_file: cannot read {path}: {exc.strerror}") from exc
+    if not text.strip():
+        raise JobError(f"request.prompt_file: {path} is empty; it must hold the prompt template")
+    return text
 
 
 def _check_owner(journal: Journal, job: Job, *, new: bool, adopt: bool) -> None:
@@ -207,4 +251,5 @@ def _check_owner(journal: Journal, job: Job, *, new: bool, adopt: bool) -> None:
         raise RunFolderError(f"the run folder {journal.path.parent} belongs to no job; give another --run-dir")
     for what, value in mine.items():
         journal.put(what, value)
-    journal.put("job", job.model_dump_json())
+    asked = job.request.model_copy(update={"prompt": _prompt_text(job), "prompt_file": None})  # the file may change
+    journal.put("job", job.model_copy(update={"request": asked}).model_dump_json())

@@ -39,7 +39,12 @@ def answered(request: Request, content: str | None = "an answer", **changes: Any
         "created": 1,
         "model": "served",
         "choices": [
-            {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": "stop", "logprobs": None}
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": content},
+                "finish_reason": "stop",
+                "logprobs": None,
+            }
         ],
         "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10},
     }
@@ -100,5 +105,3 @@ def exported(job: Job, answer: Answer = answered, **options: Any) -> int:
     """Fill the job's journal and write its results."""
     with workspace(job, answer) as space:
         return export(space, path=job.output.path, output_format=job.output_format, **options)
-
-

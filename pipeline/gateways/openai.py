@@ -1,30 +1,127 @@
 """The base dialect: any OpenAI-compatible server. The others say only what differs.
 
-A reply is classified once, here, from status, headers and parsed body; everything after decides by the ``Verdict``.
+A reply is classified once, from status, headers and parsed body; everything after decides by the ``Verdict``.
 """
 
 from __future__ import annotations
 
-import email.utils
-import time
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import orjson
 
-from pipeline.records import Completion, Kind, Reply, Request, Usage, Verdict
+from pipeline.gateways.complaint import complaint_of, retry_after
+from pipeline.gateways.rules import Rule
+from pipeline.records import Completion, Cost, Kind, Reply, Request, Usage, Verdict
 
-MAX_RETRY_AFTER_S = 3600.0
-EXCERPT_CHARACTERS = 500
-_TRANSIENT = frozenset({408, 409, 425, 500, 501})
-_OUTAGE = frozenset({502, 503, 504, *range(520, 531)})
+RECHECK_KEY_S = 60.0
+RECHECK_ADDRESS_S = 600.0  # an ingress without its service answers 404 for as long as that takes to install
+_OFF_NETWORK = "VPN off? Authorise your IP at the key page. Or is the base URL not that of an API?"
+_WRONG_ADDRESS = "Is the base URL right? It ends where /chat/completions begins, at most gateways in /v1"
+
+BUDGET = Rule(
+    names=frozenset({"budget_exceeded", "insufficient_quota", "billing_hard_limit_reached"}),
+    means=Verdict(kind=Kind.FATAL, code="budget_exceeded"),
+)
+BASE_RULES = (
+    Rule(
+        statuses=frozenset({200}),
+        shapes=frozenset({"html"}),
+        means=Verdict(kind=Kind.OUTAGE, code="html_reply", message=_OFF_NETWORK),
+    ),
+    Rule(
+        statuses=frozenset(range(300, 400)),
+        means=Verdict(kind=Kind.OUTAGE, code="redirected", message=_OFF_NETWORK),
+    ),
+    Rule(  # ambiguous: a firewall in front may also take offence at one row's text
+        statuses=frozenset({403}),
+        shapes=frozenset({"html", "text", "empty"}),
+        means=Verdict(kind=Kind.OUTAGE, code="html_reply", message=_OFF_NETWORK, ambiguous=True),
+    ),
+    BUDGET,
+    Rule(statuses=frozenset({402}), means=BUDGET.means),
+    Rule(statuses=frozenset({429}), means=Verdict(kind=Kind.THROTTLED, code="rate_limited")),
+    Rule(statuses=frozenset({401}), own_code=True, means=Verdict(kind=Kind.FATAL, recheck_s=RECHECK_KEY_S)),
+    Rule(statuses=frozenset({403}), own_code=True, means=Verdict(kind=Kind.FATAL)),
+    Rule(
+        statuses=frozenset({404}),
+        names=frozenset({"model_not_found"}),
+        of_model=True,
+        means=Verdict(kind=Kind.FATAL, code="model_not_found"),
+    ),
+    Rule(
+        statuses=frozenset({404}),
+        prefixes=("The model `",),  # vLLM names it only so
+        of_model=True,
+        means=Verdict(kind=Kind.FATAL, code="model_not_found"),
+    ),
+    Rule(
+        statuses=frozenset({404, 405}),
+        shapes=frozenset({"html", "text", "empty", "json"}),
+        means=Verdict(kind=Kind.FATAL, code="not_found", message=_WRONG_ADDRESS, recheck_s=RECHECK_ADDRESS_S),
+    ),
+    Rule(
+        statuses=frozenset({404, 405}), means=Verdict(kind=Kind.FATAL, code="not_found", message=_WRONG_ADDRESS)
+    ),
+    Rule(statuses=frozenset({408, 409, 425}), means=Verdict(kind=Kind.TRANSIENT, ambiguous=True)),
+    Rule(  # ambiguous: one row's answer may take longer than a front proxy waits
+        statuses=frozenset({504, 524}), means=Verdict(kind=Kind.OUTAGE, ambiguous=True)
+    ),
+    Rule(statuses=frozenset({502, 503, *range(520, 531)}), means=Verdict(kind=Kind.OUTAGE)),
+    Rule(
+        statuses=frozenset({400, 413, 422}),
+        contains=("maximum context length",),
+        means=Verdict(kind=Kind.REJECTED, code="context_length_exceeded"),
+    ),
+    Rule(
+        statuses=frozenset({400}),
+        contains=("content management policy",),
+        means=Verdict(kind=Kind.REJECTED, code="content_filter"),
+    ),
+    Rule(statuses=frozenset(range(400, 500)), own_code=True, means=Verdict(kind=Kind.REJECTED)),
+    Rule(
+        statuses=frozenset({200}),
+        shapes=frozenset({"error"}),
+        means=Verdict(kind=Kind.TRANSIENT, code="error_in_reply", ambiguous=True),
+    ),
+    Rule(
+        statuses=frozenset({200}),
+        shapes=frozenset({"json"}),
+        means=Verdict(kind=Kind.TRANSIENT, code="no_choices", message="A reply without choices"),
+    ),
+    Rule(
+        statuses=frozenset({200}),
+        means=Verdict(kind=Kind.TRANSIENT, code="malformed_reply", message="No JSON object", ambiguous=True),
+    ),
+    Rule(means=Verdict(kind=Kind.TRANSIENT, ambiguous=True)),  # 500s, and what no table knows
+)
+_OK = Verdict(kind=Kind.OK)
+_FINAL = frozenset({Kind.REJECTED, Kind.FATAL})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Announced:
+    """The key's own limits as a reply told them; None where it did not."""
+
+    parallel: int | None = None
+    rpm: int | None = None
+    tpm: int | None = None
 
 
 class OpenAI:
-    """How one family of gateways is spoken to and understood."""
+    """How one family of gateways is spoken to and understood. ``rules`` ends with one that fits everything."""
+
+    rules: ClassVar[tuple[Rule, ...]] = BASE_RULES
 
     def __init__(self, *, model_is_the_rows: bool = False) -> None:
         """``model_is_the_rows``: rows name their own models, so an unknown model is the row's fault, not the run's."""
         self._model_is_the_rows = model_is_the_rows
+
+    # what goes out
+
+    def api_root(self, base_url: str) -> str:
+        """Where this family's endpoints begin, given the base URL of a job."""
+        return base_url
 
     def headers(self, call_id: str) -> dict[str, str]:
         """What identifies this attempt on the wire (OpenAI keeps it in its logs)."""
@@ -34,65 +131,73 @@ class OpenAI:
         """The body as this family wants it; never part of the fingerprint."""
         return request.body
 
+    # what comes back
+
     def classify(self, reply: Reply) -> Verdict:
         """What this reply means. Never raises."""
+        if reply.status == 200 and _is_answer(reply.json):
+            return _OK
         if reply.failure is not None:
-            kind = Kind.TRANSIENT if reply.failure.sent else Kind.OUTAGE
-            return Verdict(kind=kind, code=reply.failure.code, message=reply.failure.message)
-        if reply.status == 200:
-            return self._classify_success(reply)
-        return self._classify_error(reply)
-
-    def _classify_success(self, reply: Reply) -> Verdict:
-        if _is_html(reply):
+            sent, code, message = reply.failure.sent, reply.failure.code, reply.failure.message
             return Verdict(
-                kind=Kind.OUTAGE,
-                code="html_reply",
-                message="a web page came where JSON belongs: is the base URL right, and are you on the right network or VPN?",
+                kind=Kind.TRANSIENT if sent else Kind.OUTAGE, code=code, message=message, ambiguous=sent
             )
-        body = reply.json
-        if not isinstance(body, dict):
-            return Verdict(kind=Kind.TRANSIENT, code="malformed_reply", message=f"not a JSON object: {excerpt(reply)}")
-        if body.get("error"):
-            return Verdict(kind=Kind.TRANSIENT, code="error_in_reply", message=message_of(reply))
-        if not isinstance(message_in(body), dict):
-            return Verdict(kind=Kind.TRANSIENT, code="no_choices", message=f"a reply without choices: {excerpt(reply)}")
-        return Verdict(kind=Kind.OK)
+        return self._look_up(reply)
 
-    def _classify_error(self, reply: Reply) -> Verdict:
-        status, message = reply.status, message_of(reply)
-        code = code_of(reply)
-        if code in ("insufficient_quota", "budget_exceeded", "billing_hard_limit_reached") or status == 402:
-            return Verdict(kind=Kind.FATAL, code="budget_exceeded", message=message)
-        if status == 429:
-            return Verdict(kind=Kind.THROTTLED, code="rate_limited", message=message, retry_after_s=retry_after(reply))
-        if status in (401, 403):
-            return Verdict(kind=Kind.FATAL, code=code or f"http_{status}", message=message)
-        if status == 404 and not (self._model_is_the_rows and code == "model_not_found"):
-            return Verdict(kind=Kind.FATAL, code=code or "not_found", message=message)
-        if status in _OUTAGE or 300 <= status < 400:
-            return Verdict(kind=Kind.OUTAGE, code=f"http_{status}", message=message, retry_after_s=retry_after(reply))
-        if 400 <= status < 500 and status not in _TRANSIENT:
-            return Verdict(kind=Kind.REJECTED, code=code or f"http_{status}", message=message)
-        return Verdict(kind=Kind.TRANSIENT, code=f"http_{status}", message=message, retry_after_s=retry_after(reply))
+    def _look_up(self, reply: Reply) -> Verdict:
+        said = complaint_of(reply)
+        rule = next(rule for rule in self.rules if rule.fits(said))
+        means = rule.means
+        kind = Kind.REJECTED if rule.of_model and self._model_is_the_rows else means.kind
+        told = self._retry_after(reply) if rule.heeds_retry_after and kind not in _FINAL else None
+        return replace(
+            means,
+            kind=kind,
+            code=rule.code_for(said),
+            message=rule.message_for(said),
+            retry_after_s=means.retry_after_s if told is None else told,
+        )
+
+    def _retry_after(self, reply: Reply) -> float | None:
+        return retry_after(reply)
 
     def completion(self, reply: Reply) -> Completion:
         """The answer in a reply that was classified OK."""
-        return completion_of(reply.json, reply.body)
+        return completion_of(reply.json, reply.body, model=self.served_model(reply))
 
     def content(self, raw: bytes) -> str | None:
         """The answer's text in a body the journal kept; results are made from these."""
-        return completion_of(orjson.loads(raw), raw).content
+        return completion_of(orjson.loads(raw), raw, model=None).content
+
+    def served_model(self, reply: Reply) -> str | None:
+        """The model that answered, which need not be the one asked."""
+        model = reply.json.get("model")
+        return model if isinstance(model, str) else None
+
+    def told_cost(self, reply: Reply) -> Cost | None:
+        """What the gateway itself says this answer cost; None when it does not say."""
+        return None
+
+    def announced_limits(self, reply: Reply) -> Announced:
+        """The key's limits, as far as this reply tells them."""
+        return Announced()
 
     def request_id(self, reply: Reply) -> str | None:
         """The gateway's own name for this exchange, to quote to its operators."""
-        named = reply.headers.get("x-request-id")
-        if named is None and isinstance(reply.json, dict):
-            named = reply.json.get("id")
-        return named if isinstance(named, str) else None
+        return reply.headers.get("x-request-id") or body_id(reply)
 
 
-def completion_of(body: dict[str, Any], raw: bytes) -> Completion:
+def body_id(reply: Reply) -> str | None:
+    """The ``id`` in the body."""
+    name = reply.json.get("id") if isinstance(reply.json, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def _is_answer(body: Any) -> bool:
+    return isinstance(body, dict) and not body.get("error") and message_in(body) is not None
+
+
+def completion_of(body: dict[str, Any], raw: bytes, *, model: str | None) -> Completion:
     """Read a chat completion body; also used when results are made again from the journal."""
     message = message_in(body) or {}
     content = text_of(message.get("content"))
@@ -102,11 +207,10 @@ def completion_of(body: dict[str, Any], raw: bytes) -> Completion:
         remark = "refusal"
     elif not content and not message.get("tool_calls"):
         remark = "empty"
-    model = body.get("model")
     return Completion(
         content=content,
         finish_reason=finish_reason if isinstance(finish_reason, str) else None,
-        model=model if isinstance(model, str) else None,
+        model=model,
         usage=usage_of(body.get("usage")),
         raw=raw,
         remark=remark,
@@ -144,52 +248,3 @@ def usage_of(usage: Any) -> Usage:
 
 def _count(value: Any) -> int | None:
     return value if type(value) is int and 0 <= value < 2**62 else None
-
-
-def retry_after(reply: Reply, *, now: float | None = None) -> float | None:
-    """Seconds the gateway asks to wait (a number or an HTTP date), at most an hour; None when it does not say."""
-    text = reply.headers.get("retry-after")
-    if text is None:
-        return None
-    try:
-        seconds = float(text)
-    except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(text).timestamp() - (time.time() if now is None else now)
-        except ValueError:
-            return None
-    return min(max(seconds, 0.0), MAX_RETRY_AFTER_S) if seconds == seconds else None
-
-
-def _error_of(reply: Reply) -> dict[str, Any]:
-    error = reply.json.get("error") if isinstance(reply.json, dict) else None
-    return error if isinstance(error, dict) else {}
-
-
-def code_of(reply: Reply) -> str | None:
-    """The error's ``code``, else its ``type``; a code that only repeats the status says nothing."""
-    error = _error_of(reply)
-    for value in (error.get("code"), error.get("type")):
-        if isinstance(value, str) and value and not value.isdigit():
-            return value
-    return None
-
-
-def message_of(reply: Reply) -> str:
-    """The error's own words, with the status; else the start of the body."""
-    message = _error_of(reply).get("message")
-    words = message if isinstance(message, str) and message else excerpt(reply)
-    return f"HTTP {reply.status}: {words[:EXCERPT_CHARACTERS]}"
-
-
-def excerpt(reply: Reply) -> str:
-    """The start of the body, on one line."""
-    text = reply.body[: 4 * EXCERPT_CHARACTERS].decode("utf-8", errors="replace")
-    return " ".join(text.split())[:EXCERPT_CHARACTERS] or "an empty body"
-
-
-def _is_html(reply: Reply) -> bool:
-    return reply.json is None and (
-        "text/html" in reply.headers.get("content-type", "")
-        or reply.body[:64].lstrip().lower().startswith((b"<!doctype", b"<html"))
-    )

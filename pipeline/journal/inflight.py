@@ -81,9 +81,11 @@ def _check(path: Path) -> None:
     """Refuse a file that is something else; empty or all zero is one whose first page was never laid out."""
     if not path.exists():
         return
-    data = path.read_bytes()
+    data = path.read_bytes() if path.is_file() else b"?"
     if any(data) and not data.startswith(MAGIC):
-        raise RunFolderError(f"{path} is no in-flight table of this version; it was not touched")
+        raise RunFolderError(
+            f"{path} is no in-flight table of this version: run it with the pipeline that wrote it, or give another --run-dir"
+        )
 
 
 def _entries(data: bytes) -> Iterator[InFlight]:

@@ -65,8 +65,8 @@ def sentences(path: Path) -> Iterator[None]:
         if "readonly" in text or "unable to open" in text:
             raise RunFolderError(f"cannot open the journal {path} for writing ({text}): check its permissions") from exc
         raise RunFolderError(
-            f"the journal {path} is damaged ({text}). It was not touched: keep a copy of its folder, and give "
-            "another --run-dir to start anew"
+            f"the journal {path} is damaged ({text}): keep a copy of its folder, and give another --run-dir to "
+            "start anew"
         ) from exc
 
 
@@ -77,9 +77,11 @@ def connect(path: Path, *, create: bool) -> sqlite3.Connection:
     """
     if not create and not path.exists():
         raise RunFolderError(f"there is no journal at {path}: nothing has been run there yet")
+    if path.exists() and not path.is_file():
+        raise RunFolderError(f"{path} is no file; give another --run-dir")
     with sentences(path):
         if create:
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # SQLite's -wal and -shm take over these permissions
+            _touch(path)
         mode = "rw" if create else "ro"
         db = sqlite3.connect(
             f"{path.resolve().as_uri()}?mode={mode}",
@@ -97,6 +99,16 @@ def connect(path: Path, *, create: bool) -> sqlite3.Connection:
     return db
 
 
+def _touch(path: Path) -> None:
+    """Make the file with the permissions that SQLite's -wal and -shm then take over."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    except OSError as exc:
+        raise RunFolderError(
+            f"cannot open the journal {path} for writing ({exc.strerror}): check its permissions"
+        ) from exc
+
+
 def _prepare(db: sqlite3.Connection, path: Path, *, create: bool) -> None:
     if create and file_system_of(path) in NETWORK_FILE_SYSTEMS:
         db.execute("PRAGMA locking_mode = EXCLUSIVE")  # WAL's shared memory does not work across a network
@@ -108,7 +120,7 @@ def _prepare(db: sqlite3.Connection, path: Path, *, create: bool) -> None:
             f"BEGIN; {SCHEMA} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION}; COMMIT;"
         )
     elif application_id != APPLICATION_ID:
-        raise RunFolderError(f"{path} is an SQLite file, but no journal of pipeline's; it was not touched")
+        raise RunFolderError(f"{path} is an SQLite file, but no journal of pipeline's; give another --run-dir")
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if version != VERSION:
         raise RunFolderError(

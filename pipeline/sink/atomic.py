@@ -22,9 +22,13 @@ class AtomicFile:
         self.stream: IO[bytes]
 
     def __enter__(self) -> Self:
+        if self.path.is_dir():
+            raise UsageError(f"cannot write results to {self.path}: it is a folder; name a file")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             fd = os.open(self._partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        except FileExistsError as exc:
+            raise UsageError(f"cannot write results to {self.path}: {self.path.parent} is a file, not a folder") from exc
         except OSError as exc:
             raise UsageError(f"cannot write results to {self.path}: {exc.strerror}") from exc
         self.stream = os.fdopen(fd, "wb", buffering=1 << 20)
@@ -43,7 +47,7 @@ class AtomicFile:
                 sync_folder(self.path.parent)
         except OSError as exc:
             raise IncompleteError(
-                f"cannot write results to {self.path}: {exc.strerror}; make room and run again"
+                f"cannot write results to {self.path}: {exc.strerror or exc}; make room and run again"
             ) from exc
         finally:
             if not self.stream.closed:

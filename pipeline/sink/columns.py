@@ -62,10 +62,11 @@ def layout(*, columns: Sequence[str], keep: Sequence[str] | None, prefix: str, i
     clashes = [name for name in kept if name in results]
     if clashes:
         names = ", ".join(repr(name) for name in clashes)
+        free = "result_" if prefix == "llm_" else "llm_"
         raise JobError(
             f"the input has {'columns' if len(clashes) > 1 else 'a column'} called {names}, as the results have: "
-            'set output.prefix = "llm_" (--set output.prefix=llm_) to name the results llm_..., or leave the column out '
-            "with output.keep"
+            f'set output.prefix = "{free}" (--set output.prefix={free}) to name the results {free}..., or leave the column '
+            "out with output.keep"
         )
     return Layout(kept=tuple(kept), results=results)
 

@@ -98,7 +98,7 @@ class BatchWriter:
         return {"status_code": 200, "request_id": row.request_id, "body": orjson.Fragment(body)}
 
     def _line(self, row: Projected, *, response: Any, error: Any) -> bytes:
-        name = f"batch_req_{row.fingerprint.hex()}"
+        name = f"batch_req_{row.fingerprint.hex()}{row.no:08x}"  # equal requests are still different lines
         line = {"id": name, "custom_id": row.custom_id, "response": response, "error": error}
         return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
 

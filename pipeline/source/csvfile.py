@@ -175,6 +175,12 @@ def _header(file: InputFile, records: Iterator[Record]) -> list[str]:
     for column, name in enumerate(names, 1):
         if not name.strip():
             raise InputError(f"{place(file, line)}: column {column} has no name (pandas: to_csv(index=False))")
+    if len(names) == 1 and (wrong := (set(",;\t|") - {file.delimiter}) & set(names[0])):
+        sign = "tab" if file.delimiter == "\t" else "comma"
+        raise InputError(
+            f"{place(file, line)}: found one column, {names[0]!r}; between the cells must stand a {sign}, not {min(wrong)!r}"
+            " (.csv: commas, .tsv: tabs)"
+        )
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InputError(f"{place(file, line)}: column names must differ; more than once: {', '.join(twice)}")

@@ -52,9 +52,10 @@ def _paths(spec: str, base: Path) -> list[Path]:
         return [_without_dots(path)]
     elif any(sign in spec for sign in "*?["):
         paths = sorted(_matches(_expanded(spec), base))
-        expected = f"no file matches this pattern (looked in {base})"
+        expected = "no file matches this pattern" + ("" if _expanded(spec).is_absolute() else f" (looked in {base})")
     else:
-        raise InputError(f"{spec}: no such file or folder (looked for {path})")
+        looked = "" if path == Path(spec) else f" (looked for {path})"
+        raise InputError(f"{spec}: no such file or folder{looked}")
     if not paths:
         raise InputError(f"{spec}: {expected}")
     return [_without_dots(path) for path in paths]

@@ -1,0 +1,179 @@
+"""One template text over a row's columns: Jinja2, sandboxed, and strict about null. Home of Jinja2."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Collection
+from datetime import date, time, timedelta
+from decimal import Decimal
+from typing import Any, NoReturn
+
+import jinja2
+import jinja2.exceptions
+import jinja2.meta
+import jinja2.nodes
+import jinja2.sandbox
+import jinja2.utils
+
+from pipeline.errors import RowError, TemplateError
+from pipeline.jsonio import dumps
+
+_MISFITS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError, MemoryError)
+_BRACES = re.compile(r"\{\s*(\w+)\s*\}")
+_FROM_FILES = (jinja2.nodes.Include, jinja2.nodes.Import, jinja2.nodes.FromImport, jinja2.nodes.Extends)
+_WRITABLE = (str, int, float, Decimal, date, time, timedelta, list, tuple, dict, jinja2.Undefined)
+
+
+class Null(jinja2.Undefined):
+    """A null or absent column in a template: false, replaced by ``default``, and an error where it would be written."""
+
+    def _fail_with_undefined_error(self, *_: Any, **__: Any) -> Any:
+        name, owner = self._undefined_name, self._undefined_obj
+        if owner is not jinja2.utils.missing and not isinstance(owner, dict | list):
+            raise RowError("template_error", f"the template does not fit this row: {kind_of(owner)} has no {name!r}")
+        raise RowError("null_field", f"the column {name!r} is null; write {{{{ {name} or '' }}}} to allow that")
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = (
+        _fail_with_undefined_error
+    )
+    __mod__ = __rmod__ = __pos__ = __neg__ = __call__ = __getitem__ = __lt__ = __le__ = __gt__ = __ge__ = (
+        _fail_with_undefined_error
+    )
+    __int__ = __float__ = __complex__ = __pow__ = __rpow__ = __floordiv__ = __rfloordiv__ = _fail_with_undefined_error
+    __str__ = __len__ = __iter__ = __contains__ = __abs__ = __round__ = _fail_with_undefined_error
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self._fail_with_undefined_error()
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __eq__(self, other: object) -> bool:
+        return other is None or isinstance(other, Null)
+
+    def __hash__(self) -> int:
+        return hash(None)
+
+    def __repr__(self) -> str:
+        return "None"  # as it looks inside a struct or a list that is written whole
+
+
+class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    """Data first: ``{{ s.items }}`` is the member of that name, not a method of Python's. What is unsafe raises at once."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if isinstance(obj, dict) and attribute in obj:
+            return obj[attribute]
+        return super().getattr(obj, attribute)
+
+    def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:
+        raise jinja2.exceptions.SecurityError(f"{attribute!r} of {kind_of(obj)} is not for templates")
+
+
+def environment_for(columns: Collection[str]) -> Environment:
+    """Where the texts of one job are compiled; ``columns`` are the names that the rows have."""
+    environment = Environment(undefined=Null, finalize=_finalize, keep_trailing_newline=True, autoescape=False)
+    environment.tests["none"] = lambda value: value is None or isinstance(value, Null)
+    environment.filters["tojson"] = _tojson
+    # Chance has no place here: a request is composed more than once, and is known by its fingerprint.
+    del environment.filters["random"], environment.globals["lipsum"]
+    for name in columns:
+        environment.globals.pop(name, None)  # a column called "range" is no function in rows that lack it
+    return environment
+
+
+def _finalize(value: Any) -> Any:
+    if isinstance(value, _WRITABLE):
+        return value
+    if value is None:
+        raise RowError("null_field", "a value that the template writes is null; say what to write then: {{ x or '' }}")
+    if isinstance(value, bytes):
+        raise RowError("binary_field", "a value that the template writes is binary, not text")
+    # Functions and generators would be written as their address in memory: another request each time.
+    found = type(value).__name__
+    raise RowError("template_error", f"the template writes a {found}, not a value; call it, or add |list")
+
+
+def _tojson(value: Any, indent: int | None = None) -> str:
+    text = dumps(_with_nones(value)).decode()
+    return text if indent is None else json.dumps(json.loads(text), indent=indent, ensure_ascii=False)
+
+
+def _with_nulls(value: Any, name: str) -> Any:
+    """Null wherever there is None, however deep: ``{{ s.a|upper }}`` must not write NONE."""
+    if value is None:
+        return Null(name=name)
+    if isinstance(value, dict):
+        return {key: _with_nulls(member, f"{name}[{key!r}]") for key, member in value.items()}
+    if isinstance(value, list):
+        return [_with_nulls(item, f"{name}[{at}]") for at, item in enumerate(value)]
+    return value
+
+
+def _with_nones(value: Any) -> Any:
+    if isinstance(value, Null):
+        return None
+    if isinstance(value, dict):
+        return {key: _with_nones(member) for key, member in value.items()}
+    return [_with_nones(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+class Text:
+    """One compiled template text and the columns it asks for. Raises ``TemplateError``."""
+
+    def __init__(self, environment: Environment, what: str, text: str, columns: Collection[str]) -> None:
+        try:
+            tree = environment.parse(text)
+            self._template = environment.from_string(text)
+        except jinja2.TemplateSyntaxError as exc:
+            raise TemplateError(f"request.{what}, line {exc.lineno}: {exc.message}") from None
+        for node in tree.find_all(_FROM_FILES):
+            raise TemplateError(
+                f"request.{what}, line {node.lineno}: a prompt is one template: no include, import, extends"
+            )
+        self._names = sorted(jinja2.meta.find_undeclared_variables(tree))
+        if what == "prompt" and not self._names:
+            _check_braces(text, columns)
+        for name in self._names:
+            if name not in columns and name != "row" and name not in environment.globals:
+                line = min(node.lineno for node in tree.find_all(jinja2.nodes.Name) if node.name == name)
+                raise TemplateError(f"request.{what}, line {line}: {_no_column(name, columns)}")
+
+    def render(self, data: dict[str, Any]) -> str:
+        """The text for one row. Raises ``RowError``."""
+        names = {name: _with_nulls(data[name], name) for name in self._names if name in data}
+        if "row" in self._names:
+            names.setdefault("row", _with_nulls(data, "row"))
+        try:
+            return self._template.render(names)
+        except jinja2.TemplateError as exc:
+            raise RowError("template_error", f"the template does not fit this row: {exc.message}") from exc
+        except _MISFITS as exc:
+            words = str(exc) or type(exc).__name__
+            raise RowError("template_error", f"the template does not fit this row: {words}") from exc
+
+
+def _check_braces(text: str, columns: Collection[str]) -> None:
+    """A prompt that uses no column, but names one as Python's format does, would be the same for every row."""
+    for found in _BRACES.finditer(text):
+        if found[1] in columns:
+            line = text.count("\n", 0, found.start()) + 1
+            raise TemplateError(
+                f"request.prompt, line {line}: {found[0]} would be sent as it stands; write {{{{ {found[1]} }}}} for the column"
+            )
+
+
+def _no_column(name: str, columns: Collection[str]) -> str:
+    close = difflib.get_close_matches(name, columns, n=1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    return f"the input has no column {name!r}{hint}; its columns are: {', '.join(sorted(columns))}"
+
+
+def kind_of(value: Any) -> str:
+    """What a value is called in messages."""
+    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
+    return "null" if value is None else names.get(type(value), type(value).__name__)

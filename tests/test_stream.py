@@ -1,0 +1,114 @@
+"""Streams put together: split anywhere, in both gateways' shapes, and never taken for complete when they are not."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.stream import Assembly
+
+LITELLM = [
+    {"id": "c1", "created": 1, "model": "lab/priced", "object": "chat.completion.chunk", "choices": [{"index": 0, "delta": {"role": "assistant", "content": "Grüß "}}]},
+    {"id": "c1", "model": "lab/priced", "choices": [{"index": 0, "delta": {"content": "Gott 🚀", "reasoning_content": "hm"}}]},
+    {"id": "c1", "model": "lab/priced", "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
+    {"id": "c1", "model": "lab/priced", "choices": [{"index": 0, "delta": {}}], "usage": {"completion_tokens": 5, "prompt_tokens": 110, "total_tokens": 115, "cost": 0.000135}},
+]  # fmt: skip
+LUMEN = [
+    {"id": "c2", "model": "up-fx", "choices": [{"index": 0, "delta": {"role": None, "content": "Grüß ", "tool_calls": None}, "finish_reason": None}], "usage": None},
+    {"id": "c2", "model": "up-fx", "choices": [{"index": 0, "delta": {"role": None, "content": "Gott 🚀"}, "finish_reason": "stop"}], "usage": None},
+    {"id": "c2", "model": "up-fx", "choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}},
+]  # fmt: skip
+
+
+def events(chunks: list[dict[str, object]], *, done: bool = True, newline: bytes = b"\n") -> bytes:
+    lines = [b"data: " + orjson.dumps(chunk) for chunk in chunks] + ([b"data: [DONE]"] if done else [])
+    return b"".join(line + newline + newline for line in lines)
+
+
+@pytest.mark.parametrize("chunks", [LITELLM, LUMEN])
+@pytest.mark.parametrize("newline", [b"\n", b"\r\n"])
+@given(cuts=st.lists(st.integers(1, 900), max_size=8))
+def test_a_stream_split_anywhere_is_the_same_completion(
+    chunks: list[dict[str, object]], newline: bytes, cuts: list[int]
+) -> None:
+    data = b": ping" + newline + newline + events(chunks, newline=newline)
+    assembly = Assembly()
+    edges = [0, *sorted(cuts), len(data)]
+    for start, end in pairwise(edges):
+        assembly.feed(data[start:end])
+    body = assembly.body()
+    assert assembly.complete
+    assert body["choices"][0]["message"]["content"] == "Grüß Gott 🚀"
+    assert body["choices"][0]["finish_reason"] == "stop"
+    assert body["usage"]["completion_tokens"] in (2, 5)
+    assert body["model"] == chunks[0]["model"]
+
+
+def test_reasoning_and_the_price_of_the_usage_chunk_are_kept() -> None:
+    assembly = Assembly()
+    assembly.feed(events(LITELLM))
+    assert assembly.body()["choices"][0]["message"]["reasoning_content"] == "hm"
+    assert assembly.body()["usage"]["cost"] == 0.000135
+
+
+@pytest.mark.parametrize("left_out", [2, 3])
+def test_without_finish_reason_or_done_it_is_not_complete(left_out: int) -> None:
+    assembly = Assembly()
+    assembly.feed(
+        events([chunk for at, chunk in enumerate(LITELLM) if at != left_out or left_out == 3], done=left_out == 2)
+    )
+    assert not assembly.complete
+
+
+def test_an_error_event_is_that_error_with_and_without_done() -> None:
+    litellm = {"error": {"message": "litellm.APIConnectionError: gone", "type": None, "param": None, "code": "500"}}
+    lumen = {"error": {"message": "This model's maximum context length is 8192 tokens.", "type": "BadRequestError"}}
+    for chunk, done, status in ((litellm, False, 500), (lumen, True, 400), ({"error": "odd"}, True, 500)):
+        assembly = Assembly()
+        assembly.feed(events([LITELLM[0], chunk], done=done))
+        assert assembly.error is not None
+        assert assembly.error_status() == status
+        assert not assembly.complete
+
+
+def test_tool_calls_come_in_pieces() -> None:
+    def delta(*calls: dict[str, object], finish: str | None = None) -> dict[str, object]:
+        return {"choices": [{"index": 0, "delta": {"tool_calls": list(calls)}, "finish_reason": finish}]}
+
+    assembly = Assembly()
+    pieces = [
+        delta({"index": 0, "id": "a", "function": {"name": "look", "arguments": ""}}),
+        delta(
+            {"index": 0, "function": {"arguments": '{"x"'}},
+            {"index": 1, "id": "b", "function": {"name": "go", "arguments": "{}"}},
+        ),
+        delta({"index": 0, "function": {"arguments": ": 1}"}}, finish="tool_calls"),
+    ]
+    assembly.feed(events(pieces))
+    message = assembly.body()["choices"][0]["message"]
+    assert [call["function"] for call in message["tool_calls"]] == [
+        {"name": "look", "arguments": '{"x": 1}'},
+        {"name": "go", "arguments": "{}"},
+    ]
+    assert message["content"] is None
+
+
+def test_several_choices_stay_apart() -> None:
+    chunks = [
+        {"choices": [{"index": i, "delta": {"content": f"{i}{n}"}, "finish_reason": "stop" if n else None}]}
+        for n in range(2)
+        for i in (1, 0)
+    ]
+    assembly = Assembly()
+    assembly.feed(events(chunks))
+    assert [choice["message"]["content"] for choice in assembly.body()["choices"]] == ["0001", "1011"]
+
+
+@pytest.mark.parametrize("data", [b"data: {\n\n", b"data: []\n\n", b"data: nonsense\n\n"])
+def test_nonsense_is_a_value_error(data: bytes) -> None:
+    with pytest.raises(ValueError):
+        Assembly().feed(data)
