@@ -20,12 +20,16 @@ Item = Request | Outcome
 
 @dataclass(slots=True, kw_only=True)
 class Ticket:
-    """A request on its way: ``tries`` were charged to the row, ``sends`` went out, ``waits`` were the gateway's doing."""
+    """A request on its way: ``tries`` were charged to the row, ``sends`` went out, ``waits`` were the gateway's doing.
+
+    ``stream``: the next try asks for events.
+    """
 
     request: Request
     tries: int = 0
     sends: int = 0
     waits: int = 0
+    stream: bool = False
 
 
 class Backlog:

@@ -8,6 +8,7 @@ from pipeline.errors import IncompleteError, RunFolderError
 from pipeline.feed import mark_of
 from pipeline.results import export, format_of
 from pipeline.sink import Selection
+from pipeline.verify import unlike_the_index
 from pipeline.workspace import Workspace, check_apart, opened_for_reading
 
 
@@ -22,7 +23,7 @@ def export_folder(
 ) -> int:
     """Write what a run folder holds; returns the rows. Raises ``IncompleteError`` when all were asked for and some lack."""
     kind = format_of(path, output_format)
-    with opened_for_reading(folder, input_path=input_path) as space:
+    with opened_for_reading(folder, input_path=input_path, without_input=results_only) as space:
         pending = space.journal.index().counts(has_ids=space.id_column is not None).pending
         if selection == "all" and pending:
             raise IncompleteError(
@@ -30,15 +31,17 @@ def export_folder(
             )
         check_apart(path, space.job.input.path, space.files)
         if not results_only:
-            _check_unchanged(space)
+            _check_unchanged(space, moved=input_path is not None)
         return export(space, path=path, output_format=kind, selection=selection, results_only=results_only)
 
 
-def _check_unchanged(space: Workspace) -> None:
+def _check_unchanged(space: Workspace, *, moved: bool) -> None:
+    """Answers must not stand beside other rows; where files were moved, only the rows can tell."""
     marks = dict(space.journal.db.execute("SELECT path, mark FROM file"))
-    for file in space.files:
-        if marks.get(str(file.path)) != mark_of(file):
-            raise RunFolderError(
-                f"{file.path} is not as it was when it was last run: run the job again first, or leave the input out with "
-                "--results-only"
-            )
+    changed = (
+        f"{file.path} is not as it was when it was last run"
+        for file in space.files
+        if marks.get(str(file.path)) != mark_of(file)
+    )
+    for finding in unlike_the_index(space) if moved else changed:
+        raise RunFolderError(f"{finding}: run the job again first, or leave the input out with --results-only")

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from pipeline.accounting import Accounting
 from pipeline.backlog import Backlog, Item, Ticket
 from pipeline.errors import BudgetError, GatewayError, PipelineError
 from pipeline.gateways import OpenAI
-from pipeline.records import Attempt, Completion, Cost, Kind, Outcome, Reply, Request, Verdict
+from pipeline.records import CHAT, Attempt, Completion, Cost, Kind, Outcome, Reply, Request, Verdict
 from pipeline.retry import Backoff
 
 UNREACHED_S = 60.0
+SLOW = frozenset({"timeout", "http_524", "http_504"})
 LEAST_WAITING = 16
 
 
@@ -33,7 +34,7 @@ class Keeper(Protocol):
 class Sender(Protocol):
     """The seam to the network."""
 
-    async def send(self, endpoint: str, body: bytes, headers: Mapping[str, str]) -> Reply: ...
+    async def send(self, endpoint: str, body: bytes, headers: Mapping[str, str], *, stream: bool) -> Reply: ...
 
 
 @dataclass(slots=True, kw_only=True)
@@ -54,6 +55,7 @@ class Terms:
     run_name: str
     max_attempts: int
     fail_on_length: bool = False
+    stream: bool = False
     reached: bool = False
     backoff: Backoff = field(default_factory=Backoff)
 
@@ -79,6 +81,7 @@ class Pool:
         self._now = wall_clock
         self._reached = terms.reached
         self._unreached_since: float | None = None
+        self._refused_since: float | None = None
         self._backlog = Backlog(most_waiting=max(terms.slots, LEAST_WAITING), low_water=2 * terms.slots)
         self.activity = Activity()
         self.stopped: PipelineError | None = None
@@ -120,15 +123,14 @@ class Pool:
         entry = self._keeper.enter(request, call_id)
         self.activity.busy += 1
         try:
-            reply = await self._sender.send(
-                request.endpoint, self._dialect.dress(request), self._dialect.headers(call_id)
-            )
+            reply = await self._send(ticket, call_id)
         finally:
             self.activity.busy -= 1
-        verdict = self._dialect.classify(reply)
+        verdict = self._believed(self._dialect.classify(reply))
         match verdict.kind:
             case Kind.OK | Kind.REJECTED:
                 self._reached = True
+                self._refused_since = None
                 await self._keeper.keep(self._outcome(ticket, reply, verdict), entry)
             case Kind.TRANSIENT:
                 self._reached = self._reached or reply.status > 0
@@ -140,11 +142,29 @@ class Pool:
                 self._keeper.clear(entry)
                 self._stop(_fatal(verdict))
 
+    async def _send(self, ticket: Ticket, call_id: str) -> Reply:
+        request = ticket.request
+        stream = (self._terms.stream or ticket.stream) and request.endpoint == CHAT
+        body = self._dialect.dress(request)
+        if stream:
+            body = self._dialect.streamed(body)
+        return await self._sender.send(request.endpoint, body, self._dialect.headers(call_id), stream=stream)
+
+    def _believed(self, verdict: Verdict) -> Verdict:
+        """A refusal of a key that has worked may be the gateway's own trouble: it is an outage until it has persisted."""
+        if verdict.kind is not Kind.FATAL or not verdict.recheck_s or not self._reached:
+            return verdict
+        now = asyncio.get_running_loop().time()
+        if self._refused_since is None:
+            self._refused_since = now
+        return verdict if now - self._refused_since >= verdict.recheck_s else replace(verdict, kind=Kind.OUTAGE)
+
     async def _charge(self, ticket: Ticket, reply: Reply, verdict: Verdict, entry: int, call_id: str) -> None:
         """This try counts; the row fails when it was its last, else it waits."""
         ticket.tries += 1
+        ticket.stream = ticket.stream or verdict.code in SLOW  # events keep the way open for a slow answer
         self.activity.last_trouble = f"{verdict.code}: {verdict.message}"
-        if ticket.tries >= self._terms.max_attempts:
+        if ticket.tries >= min(self._terms.max_attempts, verdict.most_tries or self._terms.max_attempts):
             await self._keeper.keep(self._outcome(ticket, reply, verdict), entry)
             return
         attempt = Attempt(
@@ -153,7 +173,7 @@ class Pool:
             call_id=call_id,
             code=verdict.code,
             lost=reply.failure is not None,
-            cost=None,
+            cost=self._told_cost(reply).amount,
             at=self._now(),
         )
         await self._keeper.keep(attempt, entry)
@@ -168,7 +188,9 @@ class Pool:
         elif not self._reached and self._is_unreachable():
             self._stop(_unreached(verdict))
         ticket.waits += 1
-        self._put_back(ticket, self._terms.backoff.delay(ticket.waits, verdict.retry_after_s))
+        ticket.stream = ticket.stream or verdict.code in SLOW
+        backoff = self._terms.backoff
+        self._put_back(ticket, backoff.soon() if verdict.soon else backoff.delay(ticket.waits, verdict.retry_after_s))
 
     def _put_back(self, ticket: Ticket, delay_s: float) -> None:
         self.activity.retries += 1
@@ -185,13 +207,20 @@ class Pool:
             self.stopped = why
         self.drain()
 
+    def _told_cost(self, reply: Reply) -> Cost:
+        """What a try cost that gave no answer: as far as the gateway says."""
+        told = self._dialect.told_cost(reply) if reply.status == 200 and isinstance(reply.json, dict) else None
+        return told or Cost()
+
     def _outcome(self, ticket: Ticket, reply: Reply, verdict: Verdict) -> Outcome:
         request = ticket.request
         completion: Completion | None = None
-        cost = Cost()
+        cost = self._told_cost(reply)
         if verdict.kind is Kind.OK:
             completion = self._dialect.completion(reply)
-            cost = self._accounting.cost(completion.usage, model=request.model, served_model=completion.model)
+            cost = self._dialect.told_cost(reply) or self._accounting.cost(
+                completion.usage, model=request.model, served_model=completion.model
+            )
             if self._terms.fail_on_length and completion.finish_reason == "length":
                 verdict = Verdict(kind=Kind.REJECTED, code="length", message="the answer was cut off by max_tokens")
         succeeded = verdict.kind is Kind.OK

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+DEFAULT_KEY_VARIABLE = "PIPELINE_API_KEY"  # may be unset: not every server wants a key
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
@@ -20,10 +22,38 @@ PRESETS = {
     preset.name: preset
     for preset in (
         Preset(
+            name="cborg",
+            family="cborg",
+            base_url="https://api.cborg.lbl.gov",
+            api_key_env="CBORG_API_KEY",
+            concurrency=5,
+        ),
+        Preset(  # the same gateway from inside the laboratory, without Cloudflare in between
+            name="cborg-local",
+            family="cborg",
+            base_url="https://api-local.cborg.lbl.gov",
+            api_key_env="CBORG_API_KEY",
+            concurrency=5,
+        ),
+        Preset(  # ten threads serve everybody there; a full house fails its health check and is restarted
+            name="lumen",
+            family="lumen",
+            base_url=None,
+            api_key_env="LUMEN_API_KEY",
+            concurrency=4,
+        ),
+        Preset(
+            name="litellm",
+            family="litellm",
+            base_url=None,
+            api_key_env=DEFAULT_KEY_VARIABLE,
+            concurrency=5,
+        ),
+        Preset(
             name="openai",
             family="openai",
             base_url=None,
-            api_key_env="PIPELINE_API_KEY",
+            api_key_env=DEFAULT_KEY_VARIABLE,
             concurrency=8,
         ),
         Preset(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal
 
+CHAT = "/chat/completions"
 Status = Literal["succeeded", "failed"]
 CostSource = Literal["gateway", "price_table", "free", "reused", "unknown"]
 Scope = Literal["", "parallel", "requests", "tokens", "model"]

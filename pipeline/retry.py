@@ -14,6 +14,10 @@ class Backoff:
     most_s: float = 60.0
     random: random.Random = field(default_factory=random.Random)
 
+    def soon(self) -> float:
+        """Seconds to wait for a parallel slot, which is free as soon as a call ends."""
+        return self.random.uniform(0.2, 2.0)
+
     def delay(self, tries: int, retry_after_s: float | None = None) -> float:
         """Seconds to wait after the ``tries``-th try (from 1); never less than the gateway asked for."""
         most = min(self.most_s, self.first_s * 2.0 ** min(tries - 1, 32))

@@ -143,7 +143,7 @@ class Run:
         space.journal.put("results", "stale")
         tally = self._tally(space, counts)
         async with AsyncExitStack() as stack:
-            connection = await self._connection(stack, key)
+            connection = await self._connection(space, stack, key)
             client = await stack.enter_async_context(Client(connection))
             writer = space.journal.writer(slots=self._job.concurrency, kept=tally.kept)
             pool = Pool(
@@ -197,6 +197,7 @@ class Run:
             run_name=space.journal.name,
             max_attempts=self._job.limits.max_attempts,
             fail_on_length=self._job.request.on_length == "fail",
+            stream=self._job.gateway.stream,
             reached=counts.bought > 0,
         )
 
@@ -212,7 +213,7 @@ class Run:
             cost_unknown=totals.cost_unknown,
         )
 
-    async def _connection(self, stack: AsyncExitStack, key: str | None) -> Connection:
+    async def _connection(self, space: Workspace, stack: AsyncExitStack, key: str | None) -> Connection:
         base_url = self._job.base_url
         if base_url is None:
             from pipeline.simulator import Settings, Simulator
@@ -220,10 +221,11 @@ class Run:
             simulator = await stack.enter_async_context(Simulator(Settings(latency_s=0.05, jitter=0.4)))
             base_url = simulator.base_url
         return Connection(
-            base_url=base_url,
+            base_url=space.dialect.api_root(base_url),
             api_key=key,
             timeout_s=self._job.gateway.timeout,
             connect_timeout_s=self._job.gateway.connect_timeout,
+            idle_timeout_s=self._job.gateway.idle_timeout,
             ip_version=self._job.gateway.ip_version,
         )
 

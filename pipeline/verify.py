@@ -37,7 +37,7 @@ def verify(folder: Path, *, input_path: str | None = None) -> Report:
         findings.append("a run works in this folder now: verify it when it has ended")
     with opened_for_reading(folder, input_path=input_path) as space:
         findings += _integrity(space)
-        findings += _unlike_the_index(space)
+        findings += unlike_the_index(space)
         findings += _twice(space)
         pending = _pending(space)
         if pending == 0:
@@ -58,7 +58,8 @@ def _integrity(space: Workspace) -> Iterator[str]:
         yield "the last run was killed: run the same command again, it names what was in flight"
 
 
-def _unlike_the_index(space: Workspace) -> Iterator[str]:
+def unlike_the_index(space: Workspace) -> Iterator[str]:
+    """What of the input is not as it was when it was indexed, down to single rows."""
     marks = dict(space.journal.db.execute("SELECT path, mark FROM file"))
     for file in space.files:
         known = marks.pop(str(file.path), None)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError, JobError, RunFolderError
-from pipeline.feed import Feed, bad_lines
+from pipeline.feed import Feed, bad_lines, mark_of
 from pipeline.gateways import OpenAI, dialect_of
 from pipeline.job import Job
 from pipeline.journal import FILE_NAME, Journal, sentences
@@ -96,7 +96,9 @@ def opened(job: Job, *, slots: int, adopt: bool) -> Iterator[Workspace]:
 
 
 @contextmanager
-def opened_for_reading(folder: Path, *, input_path: str | None = None) -> Iterator[Workspace]:
+def opened_for_reading(
+    folder: Path, *, input_path: str | None = None, without_input: bool = False
+) -> Iterator[Workspace]:
     """Open what a run folder holds, as its last run left it; ``input_path`` when the input has moved."""
     journal = Journal.read(folder)
     try:
@@ -106,7 +108,10 @@ def opened_for_reading(folder: Path, *, input_path: str | None = None) -> Iterat
                 job = job.model_copy(
                     update={"input": job.input.model_copy(update={"path": str(Path(input_path).absolute())})}
                 )
-            yield _assemble(job, folder, journal, _files_again(job, folder))
+            files = [] if without_input else _files_again(job, folder)
+            if input_path is not None and files:
+                journal.input_moved([(str(file.path), mark_of(file)) for file in files])
+            yield _assemble(job, folder, journal, files)
     finally:
         journal.close()
 
@@ -121,7 +126,7 @@ def job_of(journal: Journal) -> Job:
 
 def _assemble(job: Job, folder: Path, journal: Journal, files: list[InputFile]) -> Workspace:
     check_apart(job.output.path, job.input.path, files)
-    columns = _first_columns(files)
+    columns = _first_columns(files) if files else journal.index().columns()
     id_column = job.input.id
     if id_column is None and "custom_id" in columns:
         id_column = "custom_id"
@@ -147,7 +152,9 @@ def _assemble(job: Job, folder: Path, journal: Journal, files: list[InputFile]) 
         prompt=prompt,
         template=template,
         feed=Feed(journal, files, template, id_column=id_column),
-        dialect=dialect_of(job.preset.family, model_is_the_rows=job.model is None),
+        dialect=dialect_of(
+            job.preset.family, model_is_the_rows=job.model is None, client_retries=not job.gateway.proxy_retries
+        ),
         spec=spec_digest(**settings, id=id_column, kind=template.kind, version=1),
     )
 
@@ -173,7 +180,7 @@ def _files_again(job: Job, folder: Path) -> list[InputFile]:
     try:
         return _input_files(job, folder, spool=False)
     except InputError as exc:
-        raise InputError(f"{exc}; if the input has moved, say where it is now with -i") from exc
+        raise InputError(f"{exc}; if the input has moved, say where it is now with -i FILE") from exc
 
 
 def _input_files(job: Job, folder: Path, *, spool: bool = True) -> list[InputFile]:

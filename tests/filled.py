@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import csv
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import orjson
+import pyarrow.parquet as pq
+import pytest
+from conftest import read_jsonl
 
+import pipeline.feed
 from pipeline import Job
 from pipeline.records import Completion, Cost, Outcome, Request, Usage
 from pipeline.results import export
+from pipeline.source import chunks
 from pipeline.workspace import Workspace, make_folder, opened
 
 Answer = Callable[[Request], Outcome | None]
@@ -105,3 +112,35 @@ def exported(job: Job, answer: Answer = answered, **options: Any) -> int:
     """Fill the job's journal and write its results."""
     with workspace(job, answer) as space:
         return export(space, path=job.output.path, output_format=job.output_format, **options)
+
+
+def every_third_failed(request: Request) -> Outcome:
+    return failed(request) if request.index % 3 == 0 else answered(request, f"answer {request.index}")
+
+
+ROWS = [{"id": "x", "q": "one"}, {"id": "y", "q": "two"}, {"id": "z", "q": None}, {"id": "w", "q": "four"}]
+
+
+def some(request: Request) -> Outcome | None:
+    """x is answered, y failed, w is still to come; z never became a request (its column is null)."""
+    return {"x": answered, "y": failed, "w": lambda _: None}[request.custom_id](request)
+
+
+@contextmanager
+def small_chunks(size: int) -> Iterator[None]:
+    """Few rows a stretch, so that a few rows are many stretches."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline.feed, "chunks", partial(chunks, size=size))
+        yield
+
+
+def csv_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    if path.suffix == ".parquet":
+        found: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+        return found
+    return csv_rows(path) if path.suffix == ".csv" else read_jsonl(path)  # type: ignore[return-value]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncGenerator, Callable, Mapping
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,7 @@ from virtual import run_virtually
 
 from pipeline.accounting import Accounting, PriceOf
 from pipeline.errors import BudgetError, GatewayError
-from pipeline.gateways import OpenAI
+from pipeline.gateways import LiteLLM, Lumen, OpenAI
 from pipeline.pool import Pool, Terms
 from pipeline.records import Attempt, Failure, Outcome, Reply, Request
 from pipeline.retry import Backoff
@@ -79,15 +80,18 @@ class Script:
         self._answer = answer
         self._takes_s = takes_s
         self.sends: list[tuple[float, str]] = []
+        self.streams: list[bool] = []
         self.busy = 0
         self.most_busy = 0
         self._counts: dict[str, int] = {}
 
-    async def send(self, endpoint: str, body: bytes, headers: Mapping[str, str]) -> Reply:
-        row = int(headers["X-Client-Request-Id"].split("-")[1])
+    async def send(self, endpoint: str, body: bytes, headers: Mapping[str, str], *, stream: bool) -> Reply:
+        self.streams.append(stream)
+        call_id = headers.get("X-Client-Request-Id") or headers.get("x-litellm-call-id") or "p1-0-?"
+        row = int(call_id.split("-")[1])
         self._counts[str(row)] = self._counts.get(str(row), 0) + 1
         nth = self._counts[str(row)]
-        self.sends.append((asyncio.get_running_loop().time(), headers["X-Client-Request-Id"]))
+        self.sends.append((asyncio.get_running_loop().time(), call_id))
         self.busy += 1
         self.most_busy = max(self.most_busy, self.busy)
         try:
@@ -112,6 +116,7 @@ def work(
     fail_on_length: bool = False,
     during: Callable[[Pool], object] | None = None,
     takes_s: float = 1.0,
+    dialect: OpenAI | None = None,
 ) -> tuple[Memory, Script, Pool, float]:
     memory, script = Memory(), Script(answer, takes_s=takes_s)
 
@@ -122,7 +127,7 @@ def work(
         )  # fmt: skip
         loop = asyncio.get_running_loop()
         pool = Pool(
-            terms, sender=script, dialect=OpenAI(), accounting=Accounting({"m": PriceOf(prompt=1.0, completion=2.0)}),
+            terms, sender=script, dialect=dialect or OpenAI(), accounting=Accounting({"m": PriceOf(prompt=1.0, completion=2.0)}),
             keeper=memory, wall_clock=loop.time,
         )  # fmt: skip
         if during is not None:
@@ -224,11 +229,54 @@ def test_a_gateway_that_says_no_to_all_is_not_hammered() -> None:
 
 
 def test_fatal_stops_the_run_and_leaves_rows_pending() -> None:
-    memory, script, pool, _ = work(lambda row, nth: error(401, "bad key", code="invalid_api_key"), rows=100, slots=2)
+    refused = error(401, "bad key", code="invalid_api_key")
+    memory, script, pool, _ = work(lambda row, nth: refused, rows=100, slots=2, reached=False)
     assert len(script.sends) == 2
     assert memory.outcomes == []
     assert isinstance(pool.stopped, GatewayError)
     assert "bad key" in str(pool.stopped)
+
+
+def test_a_key_that_worked_and_is_refused_is_believed_after_a_minute() -> None:
+    _, script, pool, took = work(lambda row, nth: error(401, "who are you"), reached=True)
+    assert isinstance(pool.stopped, GatewayError)
+    assert 60 <= took < 130
+    assert len(script.sends) < 12
+    memory, _, pool, _ = work(lambda row, nth: error(401) if nth < 4 else reply(), reached=True)
+    assert pool.stopped is None
+    assert memory.outcomes[0].status == "succeeded"
+
+
+def test_a_full_parallel_limit_waits_for_a_slot_and_not_for_a_minute() -> None:
+    full = error(
+        429,
+        "Rate limit exceeded for api_key: x. Limit type: max_parallel_requests. Current limit: 5",
+        {"retry-after": "60"},
+    )
+    _, script, _, _ = work(lambda row, nth: full if nth < 20 else reply(), dialect=LiteLLM())
+    waits = [later - earlier - 1.0 for (earlier, _), (later, _) in pairwise(script.sends)]
+    assert len(waits) == 19
+    assert all(0.2 <= wait <= 2.0 for wait in waits)
+
+
+@pytest.mark.parametrize("slow", [lost("timeout"), error(524), error(504)])
+def test_a_row_that_took_too_long_asks_for_events_the_next_time(slow: Reply) -> None:
+    _, script, _, _ = work(lambda row, nth: slow if nth == 1 else reply())
+    assert script.streams == [False, True]
+
+
+def test_an_error_that_more_tries_do_not_mend_gets_few() -> None:
+    bad = error(500, "Internal server error", type="api_error", code="internal_error")
+    _, script, _, _ = work(lambda row, nth: bad, attempts=5, dialect=Lumen())
+    assert len(script.sends) == 2
+
+
+def test_a_cost_that_the_gateway_told_goes_before_the_price_table_also_for_lost_tries() -> None:
+    told = {"x-litellm-response-cost": "3e-05"}
+    bad = reply(200, {"choices": []}, told)
+    memory, *_ = work(lambda row, nth: bad if nth == 1 else reply(headers=told), dialect=LiteLLM())
+    assert (memory.outcomes[0].cost.amount, memory.outcomes[0].cost.source) == (3e-05, "gateway")
+    assert memory.attempts[0].cost == 3e-05
 
 
 def test_an_empty_budget_is_its_own_stop() -> None:

@@ -84,8 +84,8 @@ def test_a_second_signal_cuts_off_and_names_what_was_in_flight(tmp_path: Path, s
 
 
 def test_two_runs_on_one_folder(tmp_path: Path, serve: Callable[..., Server], pipeline: Pipeline) -> None:
-    server = serve("--latency", "0.5")
-    write_jsonl(tmp_path / "in.jsonl", ROWS[:12])
+    server = serve("--latency", "1.5")
+    write_jsonl(tmp_path / "in.jsonl", ROWS[:20])
     first = _started(tmp_path, server)
     _wait_for(server, 1)
     second = _started(tmp_path, server)
@@ -98,7 +98,7 @@ def test_two_runs_on_one_folder(tmp_path: Path, serve: Callable[..., Server], pi
     assert "running on" in pipeline("status", "out.jsonl").out
     first.communicate(timeout=30)
     assert first.returncode == 0
-    assert server.ledger()["totals"]["requests"] == 12
+    assert server.ledger()["totals"]["requests"] == 20
 
 
 def test_a_lock_ends_with_its_process_and_names_the_holder(tmp_path: Path) -> None:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from pipeline.gateways.openai import OpenAI
+from pipeline.gateways.litellm import LiteLLM
+from pipeline.gateways.lumen import Lumen
+from pipeline.gateways.openai import Announced, OpenAI
 
-__all__ = ["OpenAI", "dialect_of"]
+__all__ = ["Announced", "LiteLLM", "Lumen", "OpenAI", "dialect_of"]
 
 
-def dialect_of(family: str, *, model_is_the_rows: bool) -> OpenAI:
-    """The dialect of a preset's family."""
-    families = {"openai": OpenAI, "simulator": OpenAI}
-    return families[family](model_is_the_rows=model_is_the_rows)
+def dialect_of(family: str, *, model_is_the_rows: bool, client_retries: bool = True) -> OpenAI:
+    """The dialect of a preset's family; see ``OpenAI`` for the settings."""
+    families: dict[str, type[OpenAI]] = {
+        "openai": OpenAI,
+        "simulator": OpenAI,
+        "litellm": LiteLLM,
+        "cborg": LiteLLM,
+        "lumen": Lumen,
+    }
+    return families[family](model_is_the_rows=model_is_the_rows, client_retries=client_retries)

@@ -40,7 +40,7 @@ def complaint_of(reply: Reply) -> Complaint:
     return Complaint(
         status=reply.status,
         shape=shape,
-        names=tuple(value for value in (error.get("code"), error.get("type")) if _is_word(value)),
+        names=tuple(name for name in map(_word, (error.get("code"), error.get("type"))) if name),
         message=_words_of(reply, shape, error),
         headers=reply.headers,
     )
@@ -82,9 +82,9 @@ def _words_of(reply: Reply, shape: Shape, error: dict[str, Any]) -> str:
     return said if isinstance(said, str) else excerpt(reply)
 
 
-def _is_word(value: Any) -> bool:
+def _word(value: Any) -> str:
     """LiteLLM's codes repeat the status, as text; that says nothing."""
-    return isinstance(value, str) and value not in ("", "None") and not value.isdigit()
+    return value if isinstance(value, str) and value != "None" and not value.isdigit() else ""
 
 
 def _title(reply: Reply) -> str:

@@ -17,11 +17,18 @@ from pipeline.records import Completion, Cost, Kind, Reply, Request, Usage, Verd
 RECHECK_KEY_S = 60.0
 RECHECK_ADDRESS_S = 600.0  # an ingress without its service answers 404 for as long as that takes to install
 _OFF_NETWORK = "VPN off? Authorise your IP at the key page. Or is the base URL not that of an API?"
-_WRONG_ADDRESS = "Is the base URL right? It ends where /chat/completions begins, at most gateways in /v1"
 
 BUDGET = Rule(
     names=frozenset({"budget_exceeded", "insufficient_quota", "billing_hard_limit_reached"}),
     means=Verdict(kind=Kind.FATAL, code="budget_exceeded"),
+)
+WRONG_ADDRESS = Rule(
+    statuses=frozenset({404, 405}),
+    means=Verdict(
+        kind=Kind.FATAL,
+        code="not_found",
+        message="Is the base URL right? It ends where /chat/completions begins, at most gateways in /v1",
+    ),
 )
 BASE_RULES = (
     Rule(
@@ -56,13 +63,11 @@ BASE_RULES = (
         means=Verdict(kind=Kind.FATAL, code="model_not_found"),
     ),
     Rule(
-        statuses=frozenset({404, 405}),
+        statuses=WRONG_ADDRESS.statuses,
         shapes=frozenset({"html", "text", "empty", "json"}),
-        means=Verdict(kind=Kind.FATAL, code="not_found", message=_WRONG_ADDRESS, recheck_s=RECHECK_ADDRESS_S),
+        means=replace(WRONG_ADDRESS.means, recheck_s=RECHECK_ADDRESS_S),
     ),
-    Rule(
-        statuses=frozenset({404, 405}), means=Verdict(kind=Kind.FATAL, code="not_found", message=_WRONG_ADDRESS)
-    ),
+    WRONG_ADDRESS,
     Rule(statuses=frozenset({408, 409, 425}), means=Verdict(kind=Kind.TRANSIENT, ambiguous=True)),
     Rule(  # ambiguous: one row's answer may take longer than a front proxy waits
         statuses=frozenset({504, 524}), means=Verdict(kind=Kind.OUTAGE, ambiguous=True)
@@ -113,9 +118,13 @@ class OpenAI:
 
     rules: ClassVar[tuple[Rule, ...]] = BASE_RULES
 
-    def __init__(self, *, model_is_the_rows: bool = False) -> None:
-        """``model_is_the_rows``: rows name their own models, so an unknown model is the row's fault, not the run's."""
+    def __init__(self, *, model_is_the_rows: bool = False, client_retries: bool = True) -> None:
+        """``model_is_the_rows``: rows name their own models, so an unknown model is the row's fault, not the run's.
+
+        ``client_retries``: retrying is ours, and a gateway that would retry too is told not to: its tries multiply.
+        """
         self._model_is_the_rows = model_is_the_rows
+        self._client_retries = client_retries
 
     # what goes out
 
@@ -131,6 +140,10 @@ class OpenAI:
         """The body as this family wants it; never part of the fingerprint."""
         return request.body
 
+    def streamed(self, body: bytes) -> bytes:
+        """A dressed body that asks for events, and for the usage at their end."""
+        return body[:-1] + b',"stream":true,"stream_options":{"include_usage":true}}'
+
     # what comes back
 
     def classify(self, reply: Reply) -> Verdict:
@@ -139,9 +152,7 @@ class OpenAI:
             return _OK
         if reply.failure is not None:
             sent, code, message = reply.failure.sent, reply.failure.code, reply.failure.message
-            return Verdict(
-                kind=Kind.TRANSIENT if sent else Kind.OUTAGE, code=code, message=message, ambiguous=sent
-            )
+            return Verdict(kind=Kind.TRANSIENT if sent else Kind.OUTAGE, code=code, message=message, ambiguous=sent)
         return self._look_up(reply)
 
     def _look_up(self, reply: Reply) -> Verdict:

@@ -29,7 +29,7 @@ from pipeline.errors import JobError
 from pipeline.job.key import key_from_file, key_from_variable
 from pipeline.job.layers import anchor, lay, merge, read_toml
 from pipeline.job.words import problems
-from pipeline.presets import PRESETS, Preset
+from pipeline.presets import DEFAULT_KEY_VARIABLE, PRESETS, Preset
 
 OutputFormat = Literal["parquet", "jsonl", "csv", "batch"]
 FORMAT_OF_ENDING: dict[str, OutputFormat] = {
@@ -62,7 +62,11 @@ class _Table(BaseModel):
 
 
 class Gateway(_Table):
-    """``[gateway]``: which server, with which key, and how to reach it. Times in seconds."""
+    """``[gateway]``: which server, with which key, and how to reach it. Times in seconds.
+
+    ``stream`` asks for every answer in events (a retry after a timeout does so by itself), ``idle_timeout`` bounds the
+    silence between them. ``proxy_retries`` lets a LiteLLM proxy retry too; its tries multiply with ours.
+    """
 
     preset: str = "openai"
     base_url: str | None = None
@@ -71,7 +75,10 @@ class Gateway(_Table):
     concurrency: int | None = Field(default=None, ge=1, le=10_000)
     timeout: float = Field(default=600.0, gt=0)
     connect_timeout: float = Field(default=30.0, gt=0)
+    idle_timeout: float = Field(default=300.0, gt=0)
     ip_version: Literal["auto", 4, 6] = "auto"
+    stream: bool = False
+    proxy_retries: bool = False
 
     @field_validator("preset")
     @classmethod
@@ -266,7 +273,7 @@ class Job(_Table):
         name = self.gateway.api_key_env or self.preset.api_key_env
         if name is None:
             return None
-        needed = self.gateway.api_key_env is not None or self.preset.base_url is not None
+        needed = self.gateway.api_key_env is not None or name != DEFAULT_KEY_VARIABLE
         key = key_from_variable(name, environ.get(name, ""), needed=needed)
         return None if key is None else SecretStr(key)
 

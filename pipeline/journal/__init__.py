@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.errors import RunFolderError
 from pipeline.journal import reader, store
 from pipeline.journal.index import Counts, Duplicate, Index
 from pipeline.journal.inflight import InFlight, InFlightTable
@@ -84,6 +85,22 @@ class Journal:
     def put(self, key: str, value: str) -> None:
         """Write one fact about the journal as a whole; durable on return."""
         store.put(self.db, key, value)
+
+    def input_moved(self, files: Sequence[tuple[str, str]]) -> None:
+        """See the indexed files under these paths and marks, in their order; for this connection only.
+
+        Whether they still are what they were is for the caller to check. Raises ``RunFolderError`` for another number of files.
+        """
+        known = self.db.execute("SELECT count(*) FROM file").fetchone()[0]
+        if known != len(files):
+            raise RunFolderError(
+                f"the last run read {known} input files, here are {len(files)}: name the same ones with -i"
+            )
+        self.db.execute("CREATE TEMP TABLE file AS SELECT * FROM main.file")  # its name hides the other's
+        self.db.executemany(
+            "UPDATE temp.file SET path = ?, mark = ? WHERE place = ?",
+            [(path, mark, place) for place, (path, mark) in enumerate(files)],
+        )
 
     def index(self) -> Index:
         """The index of the input."""

@@ -28,7 +28,9 @@ class AtomicFile:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             fd = os.open(self._partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         except FileExistsError as exc:
-            raise UsageError(f"cannot write results to {self.path}: {self.path.parent} is a file, not a folder") from exc
+            raise UsageError(
+                f"cannot write results to {self.path}: {self.path.parent} is a file, not a folder"
+            ) from exc
         except OSError as exc:
             raise UsageError(f"cannot write results to {self.path}: {exc.strerror}") from exc
         self.stream = os.fdopen(fd, "wb", buffering=1 << 20)

@@ -15,10 +15,9 @@ import orjson
 
 from pipeline.errors import InputError, RowError, TemplateError
 from pipeline.jsonio import dumps, loads
-from pipeline.records import Row
+from pipeline.records import CHAT, Row
 from pipeline.template.text import Text, environment_for, kind_of
 
-CHAT = "/chat/completions"
 BATCH_KEYS = frozenset({"custom_id", "method", "url", "body"})
 _ENDPOINTS = {"/v1/chat/completions": CHAT}
 _BYTES_PER_TOKEN = 4  # a rough, cheap estimate for English and JSON
