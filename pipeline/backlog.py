@@ -22,7 +22,7 @@ Item = Request | Outcome
 class Ticket:
     """A request on its way: ``tries`` were charged to the row, ``sends`` went out, ``waits`` were the gateway's doing.
 
-    ``stream``: the next try asks for events.
+    ``stream``: the next try asks for events. ``spent``: what the last one cost, None when it may have been billed unseen.
     """
 
     request: Request
@@ -30,6 +30,7 @@ class Ticket:
     sends: int = 0
     waits: int = 0
     stream: bool = False
+    spent: float | None = 0.0
 
 
 class Backlog:
@@ -46,6 +47,11 @@ class Backlog:
         self._wants_more.set()
         self._exhausted = False
         self._closed = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing more is given out."""
+        return self._closed
 
     @property
     def waiting(self) -> int:

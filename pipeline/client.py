@@ -91,6 +91,17 @@ class Client:
                 return Reply(status=0, headers={}, body=b"", json=None, elapsed_s=reply.elapsed_s, failure=failure)
         return reply
 
+    async def get(self, path: str) -> Reply:
+        """GET what costs nothing to ask, such as a list of models. Never raises for what the network or the server does."""
+        started = time.monotonic()
+        try:
+            async with self._session.get(
+                self._connection.base_url + path, allow_redirects=False, timeout=self._timeout
+            ) as response:
+                return self._reply(response, await response.read(), time.monotonic() - started)
+        except (aiohttp.ClientError, TimeoutError, OSError) as exc:
+            return self._failed(failure_of(exc), started)
+
     async def _exchange(self, endpoint: str, body: bytes, headers: Mapping[str, str], stream: bool) -> Reply:
         started = time.monotonic()
         try:

@@ -18,6 +18,8 @@ def last_words(summary: Summary, *, again: str) -> str:
             lines.append(f"Try the failed rows again: {again} --retry-failed")
             lines.append(f"Or accept them as they are: {again} --accept-failed")
     else:
+        if summary.trouble:
+            lines.append(f"Last trouble: {summary.trouble}")
         lines.append(f"Left: {summary.pending:,} rows. What is done is kept in {summary.run_folder}")
         lines.append(f"Go on with: {again}")
         lines.append(f"Look at what is there: pipeline export {summary.run_folder} --partial -o partial.jsonl")
@@ -37,12 +39,22 @@ def _headline(summary: Summary) -> str:
 
 def _counts(summary: Summary) -> list[str]:
     tokens = summary.prompt_tokens + summary.completion_tokens
-    rows = f"Rows: {summary.completed:,} succeeded, {summary.failed:,} failed, {summary.pending:,} left, of {summary.total:,}."
+    rows = f"Rows: {summary.completed:,} succeeded, {summary.failed:,} failed{_accepted(summary)}, {summary.pending:,} left, of {summary.total:,}."
     return [
         rows,
         f"Tokens: {tokens:,} ({summary.prompt_tokens:,} in, {summary.completion_tokens:,} out). "
-        f"Cost: {money(summary.cost, summary.cost_unknown)}.",
+        f"Cost: {money(summary.cost, summary.cost_unknown)}{_price_hint(summary)}.",
     ]
+
+
+def _price_hint(summary: Summary) -> str:
+    return (
+        "" if summary.cost or not summary.cost_unknown else " (no price is known: a [prices] table in the job tells it)"
+    )
+
+
+def _accepted(summary: Summary) -> str:
+    return f" ({summary.accepted:,} of them accepted)" if summary.accepted else ""
 
 
 def _failures(summary: Summary) -> list[str]:
@@ -58,7 +70,8 @@ def _oddities(summary: Summary) -> list[str]:
     lines = []
     if summary.cut_off:
         lines.append(
-            f"{summary.cut_off:,} answers were cut off by max_tokens: raise it and add --redo finish_reason=length"
+            f"{summary.cut_off:,} answers were cut off by max_tokens (a higher one is another request for every row: it needs "
+            "--accept-changes)"
         )
     if summary.empty:
         lines.append(f"{summary.empty:,} answers are empty: --redo content= sends these rows again")

@@ -20,8 +20,11 @@ def export_folder(
     selection: Selection,
     results_only: bool,
     input_path: str | None,
-) -> int:
-    """Write what a run folder holds; returns the rows. Raises ``IncompleteError`` when all were asked for and some lack."""
+) -> tuple[int, int]:
+    """Write what a run folder holds; returns the rows written and those that are pending.
+
+    Raises ``IncompleteError`` when all were asked for and some lack.
+    """
     kind = format_of(path, output_format)
     with opened_for_reading(folder, input_path=input_path, without_input=results_only) as space:
         pending = space.journal.index().counts(has_ids=space.id_column is not None).pending
@@ -32,7 +35,8 @@ def export_folder(
         check_apart(path, space.job.input.path, space.files)
         if not results_only:
             _check_unchanged(space, moved=input_path is not None)
-        return export(space, path=path, output_format=kind, selection=selection, results_only=results_only)
+        rows = export(space, path=path, output_format=kind, selection=selection, results_only=results_only)
+        return rows, pending
 
 
 def _check_unchanged(space: Workspace, *, moved: bool) -> None:

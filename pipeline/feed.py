@@ -53,7 +53,7 @@ class Feed:
             index.replace_file(str(file.path), number, mark, rows, columns.keys())
         if self._id_column is not None and (twice := index.duplicates()):
             raise InputError(self._duplicate_ids(twice))
-        index.link(has_ids=self._id_column is not None)
+        index.link(id_column=self._id_column)
         return index
 
     def _index_rows(

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from pipeline.accounting import Accounting
 from pipeline.backlog import Backlog, Item, Ticket
+from pipeline.budget import Budget
 from pipeline.errors import BudgetError, GatewayError, PipelineError
 from pipeline.gateways import OpenAI
 from pipeline.records import CHAT, Attempt, Completion, Cost, Kind, Outcome, Reply, Request, Verdict
@@ -72,6 +73,7 @@ class Pool:
         accounting: Accounting,
         keeper: Keeper,
         wall_clock: Callable[[], float],
+        budget: Budget | None = None,
     ) -> None:
         self._terms = terms
         self._sender = sender
@@ -79,6 +81,7 @@ class Pool:
         self._accounting = accounting
         self._keeper = keeper
         self._now = wall_clock
+        self._budget = budget
         self._reached = terms.reached
         self._unreached_since: float | None = None
         self._refused_since: float | None = None
@@ -102,7 +105,7 @@ class Pool:
         try:
             await self._backlog.feed(feed)
         except PipelineError as exc:
-            self._stop(exc)  # what is in flight is still finished and kept
+            self.stop(exc)  # what is in flight is still finished and kept
 
     def drain(self) -> None:
         """Start nothing more; what is in flight is finished and kept."""
@@ -112,9 +115,25 @@ class Pool:
         while (item := await self._backlog.get()) is not None:
             if isinstance(item, Outcome):
                 await self._keeper.keep(item, None)
-            else:
+            elif self._budget is None:
                 await self._try(item)
+            else:
+                await self._try_within(self._budget, item)
             self._backlog.settle()
+
+    async def _try_within(self, budget: Budget, ticket: Ticket) -> None:
+        """Put the request's upper bound aside before it is sent, and settle it with what became of it."""
+        try:
+            reserved = await budget.reserve(ticket.request)
+        except BudgetError as exc:
+            self.stop(exc)
+            return
+        if self._backlog.closed:
+            budget.settle(reserved, 0.0)
+            return
+        await self._try(ticket)
+        budget.settle(reserved, ticket.spent)
+        ticket.spent = 0.0
 
     async def _try(self, ticket: Ticket) -> None:
         request = ticket.request
@@ -140,7 +159,7 @@ class Pool:
                 self._hold(ticket, verdict)
             case Kind.FATAL:
                 self._keeper.clear(entry)
-                self._stop(_fatal(verdict))
+                self.stop(_fatal(verdict))
 
     async def _send(self, ticket: Ticket, call_id: str) -> Reply:
         request = ticket.request
@@ -176,6 +195,7 @@ class Pool:
             cost=self._told_cost(reply).amount,
             at=self._now(),
         )
+        ticket.spent = None if attempt.lost else attempt.cost or 0.0
         await self._keeper.keep(attempt, entry)
         self._put_back(ticket, self._terms.backoff.delay(ticket.tries, verdict.retry_after_s))
 
@@ -186,7 +206,7 @@ class Pool:
         if verdict.kind is Kind.THROTTLED:
             self._reached = True
         elif not self._reached and self._is_unreachable():
-            self._stop(_unreached(verdict))
+            self.stop(_unreached(verdict))
         ticket.waits += 1
         ticket.stream = ticket.stream or verdict.code in SLOW
         backoff = self._terms.backoff
@@ -202,7 +222,8 @@ class Pool:
             self._unreached_since = now
         return now - self._unreached_since >= UNREACHED_S
 
-    def _stop(self, why: PipelineError) -> None:
+    def stop(self, why: PipelineError) -> None:
+        """Drain, and have this as the reason."""
         if self.stopped is None:
             self.stopped = why
         self.drain()
@@ -224,6 +245,8 @@ class Pool:
             if self._terms.fail_on_length and completion.finish_reason == "length":
                 verdict = Verdict(kind=Kind.REJECTED, code="length", message="the answer was cut off by max_tokens")
         succeeded = verdict.kind is Kind.OK
+        unseen = reply.failure is not None or (completion is not None and cost.amount is None)
+        ticket.spent = None if unseen else cost.amount or 0.0
         return Outcome(
             custom_id=request.custom_id,
             index=request.index,

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TextIO
 
 import orjson
 
+from pipeline.errors import IncompleteError
 from pipeline.records import Attempt, Outcome
 
 LINE_EVERY_S = 30.0
@@ -48,7 +49,11 @@ class Snapshot:
         parts = [f"{self.completed + self.failed:,}/{self.total:,} rows"]
         if self.failed:
             parts.append(f"{self.failed:,} failed")
-        parts += [f"{self.rows_per_s:,.1f} rows/s", f"{self.tokens:,} tokens", money(self.cost, self.cost_unknown)]
+        parts += [
+            f"{self.rows_per_s:,.1f} rows/s",
+            f"{self.tokens:,} tokens",
+            f"cost {money(self.cost, self.cost_unknown)}",
+        ]
         if self.eta_s is not None and self.pending:
             parts.append(f"{duration(self.eta_s)} left")
         if self.doing:
@@ -57,10 +62,10 @@ class Snapshot:
 
 
 def money(cost: dict[str, float], unknown: int = 0) -> str:
-    """Amounts by unit, and that some are unknown: ``$0.0123``, ``3.5 coins``, ``cost unknown``."""
+    """Amounts by unit, and that some are unknown: ``$0.0123``, ``3.5 coins``, ``unknown``."""
     known = [f"${_amount(amount)}" if unit == "USD" else f"{_amount(amount)} {unit}" for unit, amount in cost.items()]
     if not known:
-        return "cost unknown" if unknown else "$0"
+        return "unknown" if unknown else "$0"
     return " + ".join(known) + (f" + {unknown:,} rows of unknown cost" if unknown else "")
 
 
@@ -101,7 +106,7 @@ class Tally:
         for record in records:
             if isinstance(record, Attempt):
                 continue
-            self.sent += 1
+            self.sent += record.sent
             if record.status == "succeeded":
                 self.completed += 1
             else:
@@ -150,7 +155,7 @@ class Tally:
 
 def _doing(pending: int, busy: int, waiting: int, trouble: str | None) -> str:
     if waiting:
-        return f"{waiting} rows wait to try again ({(trouble or '')[:120]})"
+        return f"{waiting} rows wait to try again ({(trouble or '')[:240]})"
     if 0 < pending <= busy:
         return f"waiting for the last {pending}"
     return ""
@@ -250,12 +255,20 @@ class StatusFile:
         self._facts = facts
 
     def write(self, snapshot: Snapshot | None, **more: Any) -> None:
-        """Replace the file's text."""
+        """Replace the file's text. Raises ``IncompleteError`` when there is no room for it."""
         status = {**self._facts, **(asdict(snapshot) if snapshot else {}), **more, "written_at": time.time()}
+        try:
+            self._replace(orjson.dumps(status, option=orjson.OPT_INDENT_2))
+        except OSError as exc:
+            raise IncompleteError(
+                f"cannot write {self._path}: {exc.strerror}; make room on that disk, then run the same command again"
+            ) from exc
+
+    def _replace(self, text: bytes) -> None:
         partial = self._path.with_suffix(".partial")
         fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            os.write(fd, orjson.dumps(status, option=orjson.OPT_INDENT_2))
+            os.write(fd, text)
         finally:
             os.close(fd)
         partial.replace(self._path)

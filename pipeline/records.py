@@ -136,6 +136,46 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """A model as its gateway lists it; None where it does not say. Prices are per million tokens in ``unit``.
+
+    ``upstream`` are the real models behind an alias, one for each deployment; where these differ in price, the price is
+    None. ``free``: nobody is billed for it, whatever the prices say. ``zero_priced``: both prices are 0 by name, not just
+    left out. ``decimals``: the gateway rounds each cost to so many.
+    """
+
+    id: str
+    mode: str | None = None
+    context: int | None = None
+    max_output: int | None = None
+    input_per_million: float | None = None
+    output_per_million: float | None = None
+    cached_per_million: float | None = None
+    unit: str = "USD"
+    upstream: tuple[str, ...] = ()
+    prompt_caching: bool | None = None
+    status: str | None = None
+    free: bool = False
+    zero_priced: bool = False
+    decimals: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyInfo:
+    """What a gateway tells about a key; None where it does not say. ``models`` is empty when it may ask them all."""
+
+    spend: float | None = None
+    max_budget: float | None = None
+    budget_resets: str | None = None
+    expires: str | None = None
+    blocked: bool = False
+    models: tuple[str, ...] = ()
+    parallel: int | None = None
+    rpm: int | None = None
+    tpm: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
     """The answer in a good reply. ``model`` is the one that answered; ``raw`` is the whole body as received.
 
@@ -195,8 +235,9 @@ class Summary:
     """How a run ended, and what the journal then holds for its input. ``exit_code`` as in the command-line contract.
 
     ``cost`` is by unit and leaves out what nobody told us (``cost_unknown`` rows). ``sent`` counts rows that ended in
-    this run; ``in_flight`` names the requests that a killed run, or this one if it was cut short, may have been billed
-    for without an answer. ``results`` is the results file when it is there and complete.
+    this run; ``in_flight`` names the requests that this run, cut short, may have been billed for without an answer, and
+    ``recovered`` those of the run before. ``trouble`` is the last that went wrong on the way to the gateway. ``results`` is
+    the results file when it is there and complete.
     """
 
     exit_code: int
@@ -223,5 +264,7 @@ class Summary:
     run_folder: str = ""
     results: str | None = None
     in_flight: list[str] = field(default_factory=list)
+    recovered: list[str] = field(default_factory=list)
+    trouble: str | None = None
     failures: list[tuple[str, int, list[str], str]] = field(default_factory=list)
     served_models: dict[str, int] = field(default_factory=dict)

@@ -21,7 +21,7 @@ from pipeline.records import Summary
 from pipeline.results import export
 from pipeline.selection import Redo, mark
 from pipeline.signals import Signals
-from pipeline.workspace import Workspace, make_folder, opened
+from pipeline.workspace import Workspace, claim, make_folder, opened
 
 SHOW_EVERY_S = 0.5
 STATUS_EVERY_S = 2.0
@@ -60,6 +60,9 @@ class Run:
         self._signals = signals or Signals()
         self._started = time.monotonic()
         self._in_flight: list[str] = []
+        self._recovered: list[str] = []
+        self._sent = 0
+        self._trouble: str | None = None
 
     async def live(self) -> Summary:
         """The life of a run. Raises ``PipelineError`` for what stops it before anything is sent."""
@@ -68,19 +71,27 @@ class Run:
         with Lock(folder), opened(self._job, slots=self._job.concurrency, adopt=self._wishes.accept_changes) as space:
             status = StatusFile(folder, self._facts(space))
             self._recover(space.journal.recover())
-            index = await asyncio.to_thread(space.feed.index, space.spec, tick=self._tick_index)
-            space.layout()  # a clash of columns must show before anything is sent
-            mark(space, self._wishes.redo)
-            if self._wishes.accept_failed:
-                space.journal.accept_failed()
-            counts = index.counts(has_ids=space.id_column is not None)
-            self._guard(index, counts, space)
-            self._announce(counts)
+            with space.journal.all_or_nothing():  # a run that is refused leaves everything as it was
+                index, counts = await self._find_out(space)
             space.journal.start_run()
             why = await self._send(space, index, counts, status, key.get_secret_value() if key else None)
             summary = await self._finish(space, counts, why)
             status.write(None, state="ended", **asdict(summary))
             return summary
+
+    async def _find_out(self, space: Workspace) -> tuple[Index, Counts]:
+        """Index the input and see what there is to do, before anything is sent."""
+        index = await asyncio.to_thread(space.feed.index, space.spec, tick=self._tick_index)
+        space.layout()  # a clash of columns must show now
+        if (again := mark(space, self._wishes.redo)) is not None:
+            self._display.say(f"{again:,} done rows match and are done again." if again else "No done row matches.")
+        if self._wishes.accept_failed:
+            self._display.say(f"{space.journal.accept_failed():,} failed rows are accepted.")
+        counts = index.counts(has_ids=space.id_column is not None)
+        self._guard(index, counts, space)
+        claim(space.journal, self._job)
+        self._announce(counts)
+        return index, counts
 
     def _facts(self, space: Workspace) -> dict[str, object]:
         return {
@@ -96,11 +107,11 @@ class Run:
     def _recover(self, left: Recovered | None) -> None:
         if left is None:
             return
-        self._in_flight = left.in_flight
+        self._recovered = left.in_flight
         if left.in_flight:
             names = ", ".join(left.in_flight[:10]) + (", ..." if len(left.in_flight) > 10 else "")
             self._display.say(
-                f"The last run was killed with {len(left.in_flight)} requests in flight; the gateway may bill them without "
+                f"The last run was cut off with {len(left.in_flight)} requests in flight; the gateway may bill them without "
                 f"our having the answers. They are sent again, and counted in lost_attempts: {names}"
             )
         if left.may_be_incomplete:
@@ -126,6 +137,8 @@ class Run:
 
     def _announce(self, counts: Counts) -> None:
         done = counts.succeeded + counts.failed
+        if (gone := counts.bought - counts.succeeded - counts.changed) > 0:
+            self._display.say(f"{gone:,} done rows are not in the input any more; their answers stay in the journal.")
         if counts.pending == 0:
             self._display.say(f"All {counts.rows:,} rows are done; nothing is sent.")
         elif done or counts.changed or counts.redo:
@@ -156,8 +169,9 @@ class Run:
             )
             failure = await self._work(space, index, pool, writer, tally, status)
         self._display.close()
+        self._sent, self._trouble = tally.sent, pool.activity.last_trouble
         if (cut_off := space.journal.recover()) is not None:
-            self._in_flight += cut_off.in_flight
+            self._in_flight = cut_off.in_flight
         return failure or pool.stopped or self._signals.error
 
     async def _work(
@@ -238,7 +252,11 @@ class Run:
             self._display.show(snapshot)
             if time.monotonic() - written >= STATUS_EVERY_S:
                 written = time.monotonic()
-                status.write(snapshot)
+                try:
+                    status.write(snapshot)
+                except IncompleteError as exc:  # a full disk: finish what is in flight while the journal still can
+                    pool.stop(exc)
+                    return
             await asyncio.sleep(SHOW_EVERY_S)
 
     # the end
@@ -263,7 +281,7 @@ class Run:
             new=counts.new,
             changed=counts.changed,
             kept=counts.succeeded + counts.failed,
-            sent=counts.pending - after.pending,
+            sent=self._sent,
             prompt_tokens=totals.prompt_tokens,
             completion_tokens=totals.completion_tokens,
             cost=totals.cost,
@@ -277,6 +295,8 @@ class Run:
             run_folder=str(space.folder),
             results=str(self._job.output.path) if complete else None,
             in_flight=self._in_flight,
+            recovered=self._recovered,
+            trouble=self._trouble,
             failures=reader.failures(space.journal.db) if totals.failed else [],
             served_models=reader.served_models(space.journal.db),
         )

@@ -29,16 +29,23 @@ class Redo:
             _parsed(condition)
 
 
-def mark(space: Workspace, redo: Redo) -> None:
-    """Have these rows' outcomes made anew. It is durable: an interrupted run goes on with them. Raises ``UsageError``."""
+def mark(space: Workspace, redo: Redo) -> int | None:
+    """Have these rows' outcomes made anew; returns how many, None when nothing was asked for. Raises ``UsageError``.
+
+    It is durable: an interrupted run goes on with them.
+    """
+    if redo == Redo():
+        return None
     journal = space.journal
+    numbers: set[int] = set()
     if redo.failed:
-        code = redo.failed if isinstance(redo.failed, str) else None
-        journal.mark_redo(journal.failed_numbers(code))
+        numbers.update(journal.failed_numbers(redo.failed if isinstance(redo.failed, str) else None))
     for condition in redo.columns:
-        journal.mark_redo(list(_matching(space, condition)))
+        numbers.update(_matching(space, condition))
     if redo.ids is not None:
-        journal.mark_redo(_named(space, redo.ids))
+        numbers.update(_named(space, redo.ids))
+    journal.mark_redo(sorted(numbers))
+    return len(numbers)
 
 
 def _parsed(condition: str) -> tuple[str, str, bool]:

@@ -1,4 +1,4 @@
-"""Where a run stands, from its run folder's ``status.json``; the journal itself is never opened for this."""
+"""Where a run stands, from its run folder's ``status.json``; a live journal is never opened for this."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import orjson
 
 from pipeline.errors import RunFolderError, UsageError
 from pipeline.job import Job
-from pipeline.journal import FILE_NAME, Lock
+from pipeline.journal import FILE_NAME, Journal, Lock, reader, sentences
 from pipeline.progress import STATUS_FILE, duration, money
+
+_NUMBERS = ("completed", "failed", "pending", "total", "tokens", "cost_unknown", "written_at")
 
 
 def folder_of(target: str) -> Path:
@@ -28,21 +30,41 @@ def folder_of(target: str) -> Path:
 
 
 def status_of(folder: Path) -> dict[str, Any]:
-    """The last status a run wrote, with ``state`` set to ``killed`` when it says running but nobody holds the folder."""
+    """The last status a run wrote; ``killed``, with what its journal has, when it says running but nobody holds the folder."""
     try:
         status = orjson.loads((folder / STATUS_FILE).read_bytes())
     except FileNotFoundError:
         raise RunFolderError(f"{folder} has no status yet: nothing has been sent there") from None
     except (OSError, ValueError) as exc:
         raise RunFolderError(f"cannot read the status in {folder}: {exc}") from exc
-    if not isinstance(status, dict):
+    if not isinstance(status, dict) or not all(isinstance(status.get(name, 0), int | float) for name in _NUMBERS):
         raise RunFolderError(f"the status in {folder} is not one of pipeline's")
     lock = Lock(folder)
     if status.get("state") == "running" and not lock.is_held():
-        status["state"] = "killed"
+        status |= {"state": "killed", **_from_journal(folder)}
     elif lock.is_held():
         status["holder"] = lock.holder()
     return status
+
+
+def _from_journal(folder: Path) -> dict[str, Any]:
+    """What a killed run had on disk: more than the last status it wrote. Nobody writes to that journal now."""
+    journal = Journal.read(folder)
+    try:
+        with sentences(journal.path):
+            totals, rows = reader.totals(journal.db), journal.index().rows()
+    finally:
+        journal.close()
+    return {
+        "completed": totals.succeeded,
+        "failed": totals.failed,
+        "accepted": totals.accepted,
+        "total": rows,
+        "pending": rows - totals.succeeded - totals.failed,
+        "tokens": totals.prompt_tokens + totals.completion_tokens,
+        "cost": totals.cost,
+        "cost_unknown": totals.cost_unknown,
+    }
 
 
 def describe(status: dict[str, Any]) -> str:
@@ -51,7 +73,7 @@ def describe(status: dict[str, Any]) -> str:
     lines = [f"{status.get('output')}: {_state(status)} ({age} ago)"]
     completed, failed, total = (int(status.get(key) or 0) for key in ("completed", "failed", "total"))
     lines.append(
-        f"Rows: {completed:,} succeeded, {failed:,} failed, {int(status.get('pending') or 0):,} left, of {total:,}."
+        f"Rows: {completed:,} succeeded, {failed:,} failed{_accepted(status)}, {int(status.get('pending') or 0):,} left, of {total:,}."
     )
     tokens = status.get("tokens", int(status.get("prompt_tokens") or 0) + int(status.get("completion_tokens") or 0))
     lines.append(f"Tokens: {tokens:,}. Cost: {money(status.get('cost') or {}, int(status.get('cost_unknown') or 0))}.")
@@ -64,6 +86,10 @@ def describe(status: dict[str, Any]) -> str:
         if status.get("doing"):
             lines.append(str(status["doing"]))
     return "\n".join(lines)
+
+
+def _accepted(status: dict[str, Any]) -> str:
+    return f" ({status['accepted']:,} of them accepted)" if status.get("accepted") else ""
 
 
 def _state(status: dict[str, Any]) -> str:

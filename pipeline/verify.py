@@ -7,14 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import orjson
-
-from pipeline.errors import RowError
+from pipeline.errors import InputError, LockedError, RowError
 from pipeline.feed import mark_of
-from pipeline.job import FORMAT_OF_ENDING
-from pipeline.journal import Lock, reader
+from pipeline.journal import Lock
 from pipeline.records import Row
-from pipeline.source import InputFile, chunks, find
+from pipeline.source import InputFile, chunks
 from pipeline.workspace import Workspace, opened_for_reading
 
 MOST_FINDINGS = 20
@@ -32,9 +29,9 @@ class Report:
 
 def verify(folder: Path, *, input_path: str | None = None) -> Report:
     """Check the journal's integrity, the index against the input, outcomes against rows, and the results file."""
-    findings: list[str] = []
     if Lock(folder).is_held():
-        findings.append("a run works in this folder now: verify it when it has ended")
+        raise LockedError(f"a run works in {folder} now: verify it when it has ended")
+    findings: list[str] = []
     with opened_for_reading(folder, input_path=input_path) as space:
         findings += _integrity(space)
         findings += unlike_the_index(space)
@@ -122,25 +119,29 @@ def _unlike_the_results(space: Workspace) -> Iterator[str]:
         return
     prefix = space.job.output.prefix
     names = [prefix + "custom_id", prefix + "status", prefix + "fingerprint"]
-    expected = _expected(space.journal.db)
+    file = InputFile(path=path, format=space.job.output_format)
+    try:
+        yield from _unlike(path, _result_rows(file, names), _expected(space.journal.db))
+    except InputError as exc:
+        yield f"the results cannot be read: {exc}. Export them again, or delete the file and run the same command"
+
+
+def _unlike(path: Path, found: Iterator[tuple[str, ...]], expected: Iterator[tuple[str, ...]]) -> Iterator[str]:
     count = 0
-    for number, found in enumerate(_result_rows(path, names), 1):
+    for row in found:
+        count += 1
         want = next(expected, None)
-        count = number
         if want is None:
             yield f"{path} has more rows than the input"
             return
-        if found != want:
-            yield f"{path} row {number} is {found}, the journal says {want}"
+        if row != want:
+            yield f"{path} row {count} is {row}, the journal says {want}"
             return
     if next(expected, None) is not None:
         yield f"{path} ends after {count:,} rows, the input has more"
-    cost = reader.totals(space.journal.db)
-    if cost.succeeded + cost.failed != count:
-        yield f"{path} has {count:,} rows, the journal {cost.succeeded + cost.failed:,} outcomes"
 
 
-def _expected(db: sqlite3.Connection) -> Iterator[tuple[str, str, str]]:
+def _expected(db: sqlite3.Connection) -> Iterator[tuple[str, ...]]:
     for custom_id, status, fingerprint in db.execute(
         "SELECT i.custom_id, o.status, i.fingerprint FROM file f JOIN input i ON i.file = f.file "
         "JOIN outcome o ON o.no = i.no ORDER BY f.place, i.line"
@@ -148,14 +149,7 @@ def _expected(db: sqlite3.Connection) -> Iterator[tuple[str, str, str]]:
         yield custom_id, status, fingerprint.hex()
 
 
-def _result_rows(path: Path, names: list[str]) -> Iterator[tuple[str, str, str]]:
-    if path.suffix.lower() not in FORMAT_OF_ENDING:
-        with path.open("rb") as lines:
-            for line in lines:
-                record = orjson.loads(line)
-                yield tuple(str(record.get(name)) for name in names)  # type: ignore[misc]
-        return
-    for file in find(str(path), base=path.parent):
-        for chunk in chunks(file, columns=names):
-            for _, record in chunk.rows():
-                yield tuple(str(record.get(name)) for name in names)  # type: ignore[misc]
+def _result_rows(file: InputFile, names: list[str]) -> Iterator[tuple[str, ...]]:
+    for chunk in chunks(file, columns=names):
+        for _, record in chunk.rows():
+            yield tuple(str(record.get(name)) for name in names)

@@ -256,7 +256,11 @@ def _check_owner(journal: Journal, job: Job, *, new: bool, adopt: bool) -> None:
             )
     if not new and journal.get("input") is None and journal.db.execute("SELECT 1 FROM run").fetchone():
         raise RunFolderError(f"the run folder {journal.path.parent} belongs to no job; give another --run-dir")
-    for what, value in mine.items():
-        journal.put(what, value)
+
+
+def claim(journal: Journal, job: Job) -> None:
+    """This job's run folder it is from now on; what ``export`` and ``verify`` find there."""
+    journal.put("input", job.input.path)
+    journal.put("output", str(job.output.path))
     asked = job.request.model_copy(update={"prompt": _prompt_text(job), "prompt_file": None})  # the file may change
     journal.put("job", job.model_copy(update={"request": asked}).model_dump_json())

@@ -42,7 +42,7 @@ def _digest(text: str) -> str:
 
 
 def _named(errors: str) -> int:
-    found = re.search(r"killed with (\d+) requests in flight", errors)
+    found = re.search(r"cut off with (\d+) requests in flight", errors)
     return int(found.group(1)) if found else 0
 
 
@@ -98,10 +98,12 @@ def test_a_killed_run_leaves_no_partial_results_and_names_what_was_in_flight(
     run.send_signal(signal.SIGKILL)
     run.communicate()
     assert not (tmp_path / "out.jsonl").exists()
-    assert pipeline("status", "out.jsonl").out.startswith(f"{tmp_path / 'out.jsonl'}: was killed")
+    status = pipeline("status", "out.jsonl").out
+    assert status.startswith(f"{tmp_path / 'out.jsonl'}: was killed")
+    assert "1 succeeded, 0 failed, 1 left, of 2" in status, "what the journal has, not the last status that was written"
     again = _start(tmp_path, server, 4)
     time.sleep(1.5)
     again.send_signal(signal.SIGKILL)
     errors = again.communicate()[1]
-    assert "killed with 1 requests in flight" in errors
+    assert "cut off with 1 requests in flight" in errors
     assert errors.split("lost_attempts: ")[1].split("\n")[0] == "b"

@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "pipeline"
 FLOORS = {
     0: {"records", "errors", "presets", "jsonio"},
-    1: {"job", "source", "template", "gateways", "stream", "retry", "accounting", "journal", "sink", "progress"},
+    1: {"job", "source", "template", "gateways", "stream", "budget", "retry", "accounting", "journal", "sink", "progress"},
     2: {"client", "backlog", "pool", "simulator"},
     3: {
         "feed",

@@ -158,6 +158,32 @@ def test_the_guard_asks_once_also_when_the_accepted_run_is_cut_short(bench: Benc
     assert (summary.exit_code, sent) == (0, 15)
 
 
+@pytest.mark.parametrize(("before", "after"), [(None, "id"), ("id", None), ("id", "other")])
+def test_another_id_column_buys_nothing_again(bench: Bench, before: str | None, after: str | None) -> None:
+    bench.write([{"id": f"r{n}", "other": f"o{n}", "text": f"row {n // 2}"} for n in range(20)])
+    bench.run(Wishes(most=15, publish=False), input__id=before)
+    summary, sent = bench.run(input__id=after)
+    assert (summary.exit_code, sent) == (0, 5)
+    rows = bench.results()
+    assert len({row["request_id"] for row in rows}) == 20
+    assert all(row["text"] in row["content"] for row in rows)
+    assert bench.run(input__id=after)[1] == 0
+
+
+def test_a_refused_run_leaves_the_journal_as_it_was(bench: Bench, pipeline: Pipeline) -> None:
+    bench.write(ROWS)
+    bench.run()
+    with pytest.raises(UsageError, match="done rows changed"):
+        bench.run(model="another")
+    assert pipeline("verify", "out.jsonl").code == 0
+    assert pipeline("export", "out.jsonl", "-o", "again.csv").code == 0
+    bench.write([*ROWS, {"id": "r1", "text": "twice"}])
+    with pytest.raises(PipelineError, match="stands already at"):
+        bench.run()
+    bench.write(ROWS)
+    assert bench.run()[1] == 0
+
+
 def test_what_does_not_make_the_request_does_not_change_it(bench: Bench, serve: Any) -> None:
     bench.write(ROWS)
     bench.run()

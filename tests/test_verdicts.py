@@ -74,17 +74,15 @@ UPSTREAM_BUSY = (
 )
 LITELLM = {
     # the limits
-    "429 parallel": (limited("max_parallel_requests"), verdict(THROTTLED, "rate_limited", soon=True, scope="parallel")),
-    "429 parallel, without its header": (
-        replace(limited("max_parallel_requests"), headers={"retry-after": "60"}),
-        verdict(THROTTLED, "rate_limited", soon=True, scope="parallel"),
-    ),
-    "429 rpm": (limited("requests"), verdict(THROTTLED, "rate_limited", scope="requests")),
-    "429 tpm": (limited("tokens"), verdict(THROTTLED, "rate_limited", scope="tokens")),
-    "429 rpm, without its header": (
-        replace(limited("requests"), headers={"retry-after": "60"}),
-        verdict(THROTTLED, "rate_limited", scope="requests"),
-    ),
+    **{
+        f"429 {word}, told by {by}": (reply, verdict(THROTTLED, "rate_limited", soon=scope == "parallel", scope=scope))
+        for word, scope in (("max_parallel_requests", "parallel"), ("requests", "requests"), ("tokens", "tokens"))
+        for by, reply in (
+            ("both", limited(word)),
+            ("its header", error(429, "in other words", dict(limited(word).headers), type="throttling_error")),
+            ("its message", replace(limited(word), headers={"retry-after": "60"})),
+        )
+    },
     "429 cooldown": (
         error(
             429,
@@ -219,6 +217,10 @@ LITELLM = {
             PAST_AUTH,
             type="invalid_request_error", code="400",
         ),
+        verdict(REJECTED, "context_length_exceeded"),
+    ),
+    "400 context of an upstream with other words": (
+        error(400, "litellm.ContextWindowExceededError: too long", PAST_AUTH, type="invalid_request_error"),
         verdict(REJECTED, "context_length_exceeded"),
     ),
     "400 policy": (

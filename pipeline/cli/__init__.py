@@ -47,7 +47,7 @@ def run_command(**given: Any) -> int:
       pipeline run jobs/label_tickets.toml
       pipeline run -i rows.jsonl -o out.parquet --base-url http://localhost:8000/v1 -m MODEL -p "{{ text }}" -c 64
       pipeline run jobs/label_tickets.toml --retry-failed
-      pipeline run jobs/label_tickets.toml --redo finish_reason=length --set request.params.max_tokens=1024
+      pipeline run jobs/label_tickets.toml --redo content=
     """
     from pipeline.ending import last_words
 
@@ -149,7 +149,7 @@ def export_command(
 
     if partial and failed:
         raise UsageError("--partial and --failed are two different selections; give one")
-    rows = export_folder(
+    rows, pending = export_folder(
         folder_of(target),
         Path(output).absolute(),
         output_format=output_format,
@@ -157,7 +157,8 @@ def export_command(
         results_only=results_only,
         input_path=input_path,
     )
-    click.echo(f"{rows:,} rows written to {output}", err=True)
+    left = f"; {pending:,} have no outcome yet" if pending else ""
+    click.echo(f"{rows:,} rows written to {output}{left}", err=True)
     return 0
 
 

@@ -28,6 +28,7 @@ _JOB_OPTIONS: tuple[tuple[tuple[str, ...], str, str, Any, str], ...] = (
     (("--base-url",), "gateway.base_url", "PIPELINE_BASE_URL", str, "Where the server is, e.g. https://host/v1."),
     (("--api-key-env",), "gateway.api_key_env", "PIPELINE_API_KEY_ENV", str, "Environment variable that holds the key."),
     (("-c", "--concurrency"), "gateway.concurrency", "PIPELINE_CONCURRENCY", int, "Requests at once."),
+    (("--max-cost",), "limits.max_cost", "PIPELINE_MAX_COST", float, "What this run may spend, in the unit of the model's price."),
     (("--run-dir",), "run_dir", "PIPELINE_RUN_DIR", str, "Run folder (default: <output>.run)."),
 )  # fmt: skip
 
@@ -67,28 +68,34 @@ def job_of(given: Mapping[str, Any]) -> Job:
     """The job that file, environment and options describe together."""
     from pipeline.job import Job
 
-    overrides: dict[str, Any] = {}
-    for setting in given["settings"]:
-        key, sign, value = setting.partition("=")
-        if not sign or not key.strip():
-            raise UsageError(f"--set takes KEY=VALUE, not {setting!r}")
-        overrides[key.strip()] = _value(value)
+    overrides: dict[tuple[str, ...], Any] = dict(map(_setting, given["settings"]))
     for _, key, _, _, _ in _JOB_OPTIONS:
         value = given[key.replace(".", "__")]
         if value is not None:
-            overrides[key] = value
-    overrides = dict(sorted(overrides.items(), key=lambda item: item[0].count(".")))
+            overrides[tuple(key.split("."))] = value
+    overrides = dict(sorted(overrides.items(), key=lambda item: len(item[0])))
     return Job.load(given["job_file"], overrides=overrides)
 
 
-def _value(text: str) -> Any:
-    """A value as TOML reads it, else as plain text: 0.2, true, [1, 2], hello."""
+def _setting(text: str) -> tuple[tuple[str, ...], Any]:
+    """``KEY=VALUE`` as a path of keys and a value, as TOML reads them; a value that is no TOML is plain text."""
     import tomllib
 
+    key, sign, value = text.partition("=")
+    if not sign or not key.strip():
+        raise UsageError(f"--set takes KEY=VALUE, not {text!r}")
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        table: Any = tomllib.loads(f"{key} = 0")
     except tomllib.TOMLDecodeError:
-        return text
+        raise UsageError(f'--set: {key!r} is no key; a part with dots goes in quotes: prices."MODEL".key') from None
+    path: list[str] = []
+    while isinstance(table, dict):
+        path.append(next(iter(table)))
+        table = table[path[-1]]
+    try:
+        return tuple(path), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return tuple(path), value
 
 
 def wishes_of(given: Mapping[str, Any]) -> Wishes:

@@ -143,9 +143,14 @@ class RequestSettings(_Table):
 
 
 class Limits(_Table):
-    """``[limits]``: what ends a row. ``max_attempts`` counts tries that went wrong through the server."""
+    """``[limits]``: what ends a row, and what ends a run. ``max_attempts`` counts tries that went wrong through the server.
+
+    ``max_cost`` is for one run, ``max_cost_total`` for all runs of a journal, both in the unit of the model's price.
+    """
 
     max_attempts: int = Field(default=5, ge=1, le=100)
+    max_cost: float | None = Field(default=None, gt=0)
+    max_cost_total: float | None = Field(default=None, gt=0)
 
 
 class Output(_Table):
@@ -161,7 +166,7 @@ class Price(_Table):
     """``[prices."MODEL"]``: per million tokens, in ``unit``."""
 
     input_per_million: float = Field(ge=0)
-    output_per_million: float = Field(default=0.0, ge=0)
+    output_per_million: float = Field(ge=0)
     cached_per_million: float | None = Field(default=None, ge=0)
     unit: Literal["USD", "coins"] = "USD"
 
@@ -216,7 +221,7 @@ class Job(_Table):
         cls,
         path: Path | str | None = None,
         *,
-        overrides: Mapping[str, Any] | None = None,
+        overrides: Mapping[str, Any] | Mapping[tuple[str, ...], Any] | None = None,
     ) -> Job:
         """Read a job file, if any, and lay ``overrides`` (dotted key -> value) over it.
 

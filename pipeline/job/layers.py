@@ -31,9 +31,9 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise JobError(f"{path} is not valid TOML: {exc}{hint or words}") from None
 
 
-def lay(tables: dict[str, Any], key: str, value: Any) -> None:
-    """Put the value of one dotted key into ``tables``."""
-    *path, last = key.split(".")
+def lay(tables: dict[str, Any], key: str | tuple[str, ...], value: Any) -> None:
+    """Put the value of one key, dotted or as a path, into ``tables``."""
+    *path, last = key.split(".") if isinstance(key, str) else key
     for part in path:
         inner = tables.setdefault(part, {})
         if not isinstance(inner, dict):

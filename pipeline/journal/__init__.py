@@ -10,6 +10,7 @@ import socket
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,6 +103,10 @@ class Journal:
             [(path, mark, place) for place, (path, mark) in enumerate(files)],
         )
 
+    def all_or_nothing(self) -> AbstractContextManager[None]:
+        """A transaction over whatever is done to the journal in its block."""
+        return store.transaction(self.db)
+
     def index(self) -> Index:
         """The index of the input."""
         return Index(self.db)
@@ -116,16 +121,16 @@ class Journal:
         left = self.table.left
         if last is None or (not left and (last[2] is not None or last[0] == self.run)):
             return None
-        self.db.execute("BEGIN IMMEDIATE")
-        lost = [self._full_name(entry) for entry in left if not self._is_durable(entry)]
-        self.db.executemany(
-            "INSERT INTO attempt VALUES (?, ?, ?, 'killed', 1, NULL, ?, ?)",
-            [(entry.custom_id, entry.fingerprint, entry.call_id, time.time(), last[0]) for entry in lost],
-        )
-        self.db.execute(
-            "UPDATE run SET ended_at = ?, how = 'killed' WHERE ended_at IS NULL AND run <> ?", (time.time(), self.run)
-        )
-        self.db.execute("COMMIT")
+        with store.transaction(self.db):
+            lost = [self._full_name(entry) for entry in left if not self._is_durable(entry)]
+            self.db.executemany(
+                "INSERT INTO attempt VALUES (?, ?, ?, 'killed', 1, NULL, ?, ?)",
+                [(entry.custom_id, entry.fingerprint, entry.call_id, time.time(), last[0]) for entry in lost],
+            )
+            self.db.execute(
+                "UPDATE run SET ended_at = ?, how = 'killed' WHERE ended_at IS NULL AND run <> ?",
+                (time.time(), self.run),
+            )
         self.table.forget_left()
         return Recovered(in_flight=[entry.custom_id for entry in lost], may_be_incomplete=last[1] != boot_id())
 
@@ -163,9 +168,8 @@ class Journal:
 
     def mark_redo(self, numbers: Sequence[int]) -> None:
         """Have these outcomes made anew; durable, so that an interrupted run goes on with them."""
-        self.db.execute("BEGIN IMMEDIATE")
-        self.db.executemany("UPDATE outcome SET redo = 1, accepted = 0 WHERE no = ?", [(no,) for no in numbers])
-        self.db.execute("COMMIT")
+        with store.transaction(self.db):
+            self.db.executemany("UPDATE outcome SET redo = 1, accepted = 0 WHERE no = ?", [(no,) for no in numbers])
 
     def number_of(self, custom_id: str) -> int | None:
         """The number of an input row by its id."""

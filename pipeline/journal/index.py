@@ -12,7 +12,7 @@ import sqlite3
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from pipeline.journal.store import get, put
+from pipeline.journal.store import get, put, transaction
 
 IndexRow = tuple[int, str | None, bytes]
 """(line, custom_id or None, fingerprint)"""
@@ -61,23 +61,21 @@ class Index:
 
         ``spec`` is a digest of all that makes a request besides the row; a new one makes every row's fingerprint new.
         """
-        changed = False
-        self._db.execute("BEGIN IMMEDIATE")
-        if get(self._db, "spec") != spec:
-            self._db.execute("DELETE FROM input")
-            self._db.execute("DELETE FROM file")
-            put(self._db, "spec", spec)
-            changed = True
-        for place, path in enumerate(paths):
-            self._db.execute("UPDATE file SET place = ? WHERE path = ?", (place, path))
-        known = {path: file for file, path in self._db.execute("SELECT file, path FROM file")}
-        for path in known.keys() - set(paths):
-            self._db.execute("DELETE FROM input WHERE file = ?", (known[path],))
-            self._db.execute("DELETE FROM file WHERE file = ?", (known[path],))
-            changed = True
-        if changed:
-            self._outdate()
-        self._db.execute("COMMIT")
+        with transaction(self._db):
+            changed = get(self._db, "spec") != spec
+            if changed:
+                self._db.execute("DELETE FROM input")
+                self._db.execute("DELETE FROM file")
+                put(self._db, "spec", spec)
+            for place, path in enumerate(paths):
+                self._db.execute("UPDATE file SET place = ? WHERE path = ?", (place, path))
+            known = {path: file for file, path in self._db.execute("SELECT file, path FROM file")}
+            for path in known.keys() - set(paths):
+                self._db.execute("DELETE FROM input WHERE file = ?", (known[path],))
+                self._db.execute("DELETE FROM file WHERE file = ?", (known[path],))
+                changed = True
+            if changed:
+                self._outdate()
         return changed
 
     def is_current(self, path: str, mark: str) -> bool:
@@ -90,8 +88,7 @@ class Index:
 
         ``columns`` is read when ``rows`` has been read: the names of all columns that any row has.
         """
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
+        with transaction(self._db):
             self._db.execute("DELETE FROM input WHERE file = (SELECT file FROM file WHERE path = ?)", (path,))
             self._db.execute("DELETE FROM file WHERE path = ?", (path,))
             cursor = self._db.execute(
@@ -104,10 +101,6 @@ class Index:
                 "UPDATE file SET rows = ?, columns = ? WHERE file = ?", (count, json.dumps(list(columns)), file)
             )
             self._outdate()
-            self._db.execute("COMMIT")
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
         return count
 
     def _outdate(self) -> None:
@@ -137,23 +130,44 @@ class Index:
             found.append(Duplicate(custom_id=custom_id, first=places[0], second=places[1]))
         return sorted(found, key=lambda twice: twice.second)
 
-    def link(self, *, has_ids: bool) -> None:
+    def link(self, *, id_column: str | None) -> None:
         """Number equal requests (without ids) and give every row that has an outcome that outcome's number."""
         if get(self._db, "linked") == "yes":
             return
-        self._db.execute("BEGIN IMMEDIATE")
-        if not has_ids:
-            self._number_occurrences()
-        if self._db.execute("SELECT 1 FROM outcome LIMIT 1").fetchone():
-            self._db.execute("CREATE INDEX outcome_key ON outcome (custom_id, fingerprint)")
+        with transaction(self._db):
+            if id_column is None:
+                self._number_occurrences()
+            if self._db.execute("SELECT 1 FROM outcome UNION ALL SELECT 1 FROM attempt LIMIT 1").fetchone():
+                if get(self._db, "id_column") not in (None, f"={id_column or ''}"):
+                    self._rename()
+                self._link_outcomes()
+            put(self._db, "id_column", f"={id_column or ''}")
+            put(self._db, "linked", "yes")
+
+    def _link_outcomes(self) -> None:
+        self._db.execute("CREATE INDEX outcome_key ON outcome (custom_id, fingerprint)")
+        self._db.execute(
+            "UPDATE input SET no = o.no FROM outcome o "
+            "WHERE o.custom_id = input.custom_id AND o.fingerprint = input.fingerprint AND o.no <> input.no"
+        )
+        self._db.execute("DROP INDEX outcome_key")
+        self._db.execute("UPDATE outcome SET superseded = 0 WHERE superseded AND no IN (SELECT no FROM input)")
+
+    def _rename(self) -> None:
+        """Another column gives the ids now: the same requests under other names, which must not be bought again.
+
+        The n-th row of a request takes the n-th outcome of that request, and what is known of its attempts.
+        """
+        for table, order in (("outcome", "no"), ("attempt", "custom_id")):
             self._db.execute(
-                "UPDATE input SET no = o.no FROM outcome o "
-                "WHERE o.custom_id = input.custom_id AND o.fingerprint = input.fingerprint AND o.no <> input.no"
+                f"UPDATE {table} SET custom_id = i.custom_id FROM ("  # noqa: S608 - names from this line
+                f" SELECT custom_id, fingerprint, dense_rank() OVER (PARTITION BY fingerprint ORDER BY {order}) AS n,"
+                f" {table}.rowid AS at FROM {table}) AS o JOIN ("
+                " SELECT i.custom_id, i.fingerprint,"
+                " row_number() OVER (PARTITION BY i.fingerprint ORDER BY f.place, i.line) AS n"
+                " FROM input i JOIN file f ON f.file = i.file) AS i ON i.fingerprint = o.fingerprint AND i.n = o.n "
+                f"WHERE {table}.rowid = o.at"
             )
-            self._db.execute("DROP INDEX outcome_key")
-            self._db.execute("UPDATE outcome SET superseded = 0 WHERE superseded AND no IN (SELECT no FROM input)")
-        put(self._db, "linked", "yes")
-        self._db.execute("COMMIT")
 
     def _number_occurrences(self) -> None:
         """The n-th row with the same request is ``<fingerprint>-n``: intended duplicates stay n rows, in any order."""

@@ -48,11 +48,12 @@ FROM input i LEFT JOIN outcome o ON o.no = i.no LEFT JOIN reply r ON r.no = i.no
     LEFT JOIN temp.spent s ON s.fingerprint = i.fingerprint AND s.custom_id = i.custom_id
 WHERE i.file = (SELECT file FROM file WHERE path = ?) AND i.line BETWEEN ? AND ? ORDER BY i.line
 """
-_SPENT = """
-CREATE TEMP TABLE spent (fingerprint BLOB, custom_id TEXT, attempts INTEGER, lost INTEGER, cost REAL,
-    PRIMARY KEY (fingerprint, custom_id)) WITHOUT ROWID;
-INSERT INTO temp.spent SELECT fingerprint, custom_id, count(*), sum(lost), sum(cost) FROM attempt GROUP BY 1, 2;
-"""
+_SPENT = (
+    "DROP TABLE IF EXISTS temp.spent",
+    "CREATE TEMP TABLE spent (fingerprint BLOB, custom_id TEXT, attempts INTEGER, lost INTEGER, cost REAL, "
+    "PRIMARY KEY (fingerprint, custom_id)) WITHOUT ROWID",
+    "INSERT INTO temp.spent SELECT fingerprint, custom_id, count(*), sum(lost), sum(cost) FROM attempt GROUP BY 1, 2",
+)
 
 
 class Projection:
@@ -60,8 +61,8 @@ class Projection:
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
-        db.execute("DROP TABLE IF EXISTS temp.spent")
-        db.executescript(_SPENT)
+        for statement in _SPENT:
+            db.execute(statement)
 
     def stretch(self, path: str, first: int, last: int) -> Iterator[Projected]:
         """Rows of one stretch of a file, in its order."""

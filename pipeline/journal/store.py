@@ -128,7 +128,7 @@ def _prepare(db: sqlite3.Connection, path: Path, *, create: bool) -> None:
             "run it with the pipeline that wrote it, or give another --run-dir"
         )
     db.execute("PRAGMA synchronous = FULL")
-    db.execute("PRAGMA cache_size = -32000")
+    db.execute("PRAGMA cache_size = -8000")  # 32 MB were no quicker, at a million rows, and sorting takes as much again
     db.execute("PRAGMA temp_store = FILE")
 
 
@@ -146,6 +146,21 @@ def file_system_of(path: Path) -> str:
         if inside and len(point) >= len(best):
             best, kind = point, fs
     return kind
+
+
+@contextmanager
+def transaction(db: sqlite3.Connection) -> Iterator[None]:
+    """All of the block or nothing of it; inside another transaction it is part of that one."""
+    if db.in_transaction:
+        yield
+        return
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        db.execute("ROLLBACK")
+        raise
+    db.execute("COMMIT")
 
 
 def get(db: sqlite3.Connection, key: str) -> str | None:

@@ -1,0 +1,70 @@
+"""What may still be spent: an upper bound is put aside for each request in flight, and settled when it has ended.
+
+So parallel requests cannot all pass the same check, and the limit is kept; where a request has no upper bound (neither
+``max_tokens`` nor a known maximum of the model), the excess is at most what the requests in flight cost more than the
+dearest one seen so far.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+
+from pipeline.errors import BudgetError
+from pipeline.records import Request
+
+Price = Callable[[str, int, int], float | None]
+"""(model, prompt tokens, completion tokens) -> cost, None when the price is unknown"""
+
+
+class Budget:
+    """``limit`` for this run, in the unit of the prices. ``most_output``: what the model writes at the most, if known."""
+
+    def __init__(self, limit: float, *, price: Price, most_output: int | None, name: str) -> None:
+        self._limit = limit
+        self._price = price
+        self._most_output = most_output
+        self._name = name
+        self.spent = 0.0
+        self._reserved = 0.0
+        self._in_flight = 0
+        self._dearest = 0.0
+        self._settled = asyncio.Event()
+
+    async def reserve(self, request: Request) -> float:
+        """Put aside what the request may cost; waits while those in flight may still turn out cheaper.
+
+        Raises ``BudgetError`` when nothing is in flight any more and it still does not fit.
+        """
+        amount = self._most(request)
+        while self.spent + self._reserved + amount > self._limit:
+            if not self._in_flight:
+                raise BudgetError(
+                    f"{self._name} is reached: {self.spent:.6g} of {self._limit:.6g} are spent in this run, and the next row "
+                    f"may cost {amount:.6g}; raise it to go on"
+                )
+            self._settled.clear()
+            await self._settled.wait()
+        self._reserved += amount
+        self._in_flight += 1
+        return amount
+
+    def settle(self, reserved: float, cost: float | None) -> None:
+        """The request has ended. A ``cost`` of None may have been billed unseen: what was put aside counts as spent."""
+        self._in_flight -= 1
+        self._reserved = self._reserved - reserved if self._in_flight else 0.0
+        self.spent += reserved if cost is None else cost
+        self._dearest = max(self._dearest, cost or 0.0)
+        self._settled.set()
+
+    def _most(self, request: Request) -> float:
+        """A token is at least a byte long, so the body has no more of them than bytes."""
+        body: dict[str, Any] = orjson.loads(request.body)
+        told = [body.get(name) for name in ("max_tokens", "max_completion_tokens")]
+        output = next((value for value in told if isinstance(value, int)), self._most_output)
+        copies = body.get("n") if isinstance(body.get("n"), int) else 1
+        cost = self._price(request.model, len(request.body), (output or 0) * (copies or 1)) or 0.0
+        return cost if output is not None else max(cost, self._dearest)

@@ -1,0 +1,155 @@
+"""Promise 7: memory does not grow with the input, neither while rows are sent nor while results are written."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import Server, clean_environment
+from filled import job_for
+
+from pipeline.journal import Journal
+from pipeline.workspace import make_folder, opened
+
+MB = 1024 * 1024
+# What getrusage says of a child includes the process it was forked from; the kernel's own mark of the child does not.
+MEASURED = """
+import atexit, resource, sys
+
+def peak():
+    try:
+        with open("/proc/self/status") as status:
+            return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+    except FileNotFoundError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+atexit.register(lambda: print("peak", peak(), flush=True))
+from pipeline.cli import main
+main()
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """How much memory a command took at most (bytes), and how long."""
+
+    peak: int
+    seconds: float
+
+
+def measured(folder: Path, *words: str | Path, timeout: float) -> Measured:
+    begun = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, *map(str, words)],
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=clean_environment(),
+    )
+    assert done.returncode == 0, done.stderr
+    return Measured(peak=int(done.stdout.split("peak ")[1]), seconds=time.monotonic() - begun)
+
+
+def numbered(path: Path, rows: int, line: str) -> Path:
+    with path.open("w") as file:
+        file.writelines(line % number for number in range(rows))
+    return path
+
+
+REPLY = (
+    '{"id":"chatcmpl-1","object":"chat.completion","created":1,"model":"served","choices":[{"index":0,"message":{"role":'
+    '"assistant","content":"the answer to row NUMBER, in a few words"},"finish_reason":"stop","logprobs":null}],"usage":'
+    '{"prompt_tokens":20,"completion_tokens":9,"total_tokens":29},"system_fingerprint":"fp_0123456789"}'
+)
+FILL = """
+BEGIN;
+INSERT INTO outcome (no, custom_id, fingerprint, status, model, served_model, finish_reason, prompt_tokens,
+    completion_tokens, usage_estimated, cost_source, sent, lost, latency_s, request_id, completed_at, run)
+SELECT no, custom_id, fingerprint, 'succeeded', 'asked', 'served', 'stop', 20, 9, 0, 'unknown', 1, 0, 0.5, 'req-' || no,
+    1700000000 + no, 1 FROM input;
+INSERT INTO reply SELECT no, CAST(replace('%s', 'NUMBER', no) AS BLOB) FROM input;
+COMMIT;
+"""
+
+
+@pytest.fixture
+def million(tmp_path: Path) -> Iterator[Path]:
+    """The run folder of a job whose million rows are all answered."""
+    rows = numbered(
+        tmp_path / "in.jsonl", 1_000_000, '{"id":%d,"title":"a title","text":"some words of a short row","x":0.5}\n'
+    )
+    job = job_for(rows, tmp_path / "out.jsonl", input__id="id", request__prompt="{{ title }} {{ text }}")
+    make_folder(job)
+    with opened(job, slots=1, adopt=False) as space:
+        fill(space.journal, lambda: space.feed.index(space.spec, tick=lambda _: None))
+    yield job.run_folder
+    rows.unlink()  # pytest keeps the folders of three runs
+
+
+def fill(journal: Journal, index: Callable[[], object]) -> None:
+    journal.start_run()
+    index()
+    journal.db.executescript(FILL % REPLY)
+    journal.end_run("finished")
+
+
+@pytest.mark.slow
+def test_a_million_results_are_written_in_little_memory(
+    tmp_path: Path, million: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = measured(tmp_path, "export", million, "-o", "out.parquet", timeout=300)
+    with capsys.disabled():
+        rate = 1_000_000 / found.seconds
+        print(f" a million rows from JSONL to Parquet: {found.peak / MB:.0f} MB, {rate:,.0f} rows/s", end=" ")
+    metadata = pq.read_metadata(tmp_path / "out.parquet")
+    groups = {metadata.row_group(at).num_rows for at in range(metadata.num_row_groups - 1)}
+    assert metadata.num_rows == 1_000_000
+    assert min(groups) >= 65_536
+    assert found.peak < 300 * MB
+    for path in (tmp_path / "out.parquet", million / "journal.sqlite"):
+        path.unlink()
+
+
+@pytest.mark.slow
+def test_ten_times_the_rows_take_no_more_memory(
+    tmp_path: Path, serve: Callable[..., Server], capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = serve()
+    found = {}
+    for rows in (20_000, 200_000):
+        source = numbered(tmp_path / f"{rows}.jsonl", rows, '{"t":"question %d"}\n')
+        output = tmp_path / f"out{rows}.jsonl"
+        words = [
+            "run",
+            "-i",
+            source,
+            "-o",
+            output,
+            "--base-url",
+            server.url,
+            "-m",
+            "sim/echo",
+            "-p",
+            "{{ t }}",
+            "-c",
+            "64",
+            "-q",
+        ]
+        found[rows] = measured(tmp_path, *words, timeout=400)
+        with output.open("rb") as lines:
+            assert sum(1 for _ in lines) == rows
+        with capsys.disabled():
+            one = found[rows]
+            print(f" {rows:,} rows: {one.peak / MB:.0f} MB, {rows / one.seconds:,.0f} rows/s;", end=" ")
+        for path in (source, output, Path(f"{output}.run") / "journal.sqlite"):
+            os.unlink(path)
+    assert found[200_000].peak - found[20_000].peak < 25 * MB
