@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -151,5 +150,5 @@ def test_ten_times_the_rows_take_no_more_memory(
             one = found[rows]
             print(f" {rows:,} rows: {one.peak / MB:.0f} MB, {rows / one.seconds:,.0f} rows/s;", end=" ")
         for path in (source, output, Path(f"{output}.run") / "journal.sqlite"):
-            os.unlink(path)
+            path.unlink()
     assert found[200_000].peak - found[20_000].peak < 25 * MB
