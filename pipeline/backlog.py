@@ -12,7 +12,10 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from pipeline.records import Outcome, Request
+from pipeline import packs
+from pipeline.records import EMBEDDINGS, Outcome, Request
+
+MOST_BYTES = 64 << 20  # of fresh bodies: rows with images are large
 
 Item = Request | Outcome
 """What is fed: a request to send, or the outcome of a row that could not become one."""
@@ -20,12 +23,13 @@ Item = Request | Outcome
 
 @dataclass(slots=True, kw_only=True)
 class Ticket:
-    """A request on its way: ``tries`` were charged to the row, ``sends`` went out, ``waits`` were the gateway's doing.
+    """A request on its way: ``rows`` are those it asks for when they are embeddings, all in one call. ``tries`` were charged to the row, ``sends`` went out, ``waits`` were the gateway's doing.
 
     ``stream``: the next try asks for events. ``spent``: what the last one cost, None when it may have been billed unseen.
     """
 
     request: Request
+    rows: Sequence[Request] = ()
     tries: int = 0
     sends: int = 0
     waits: int = 0
@@ -36,12 +40,17 @@ class Ticket:
 class Backlog:
     """Tickets that are ready, and timers of those that wait. Fresh rows stay out while too many wait."""
 
-    def __init__(self, *, most_waiting: int, low_water: int) -> None:
+    def __init__(self, *, most_waiting: int, low_water: int, pack: int = 1, pack_tokens: int = 0) -> None:
+        """``pack``: so many embeddings rows go out in one call, as long as they are of ``pack_tokens`` at the most."""
         self._fresh: deque[Item] = deque()
         self._due: deque[Ticket] = deque()
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._most_waiting = most_waiting
-        self._low_water = low_water
+        self._low_water = low_water * pack
+        self._pack = pack
+        self._pack_tokens = pack_tokens
+        self._fresh_bytes = 0
+        self._rows_waiting = 0
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._wants_more = asyncio.Event()
         self._wants_more.set()
@@ -55,16 +64,17 @@ class Backlog:
 
     @property
     def waiting(self) -> int:
-        """Tickets that wait for their next try."""
-        return len(self._timers)
+        """Rows that wait for their next try."""
+        return self._rows_waiting
 
     async def feed(self, source: AsyncGenerator[Sequence[Item], None]) -> None:
         """Fill up from the source whenever little is left, until it ends."""
         async with aclosing(source):
             async for items in source:
                 self._fresh.extend(items)
+                self._fresh_bytes += sum(len(item.body) for item in items if isinstance(item, Request))
                 self._wake(len(items))
-                while len(self._fresh) >= self._low_water and not self._closed:
+                while self._is_full and not self._closed:
                     self._wants_more.clear()
                     await self._wants_more.wait()
                 if self._closed:
@@ -77,11 +87,8 @@ class Backlog:
         while not self._closed:
             if self._due:
                 return self._due.popleft()
-            if self._fresh and len(self._timers) < self._most_waiting:
-                item = self._fresh.popleft()
-                if len(self._fresh) < self._low_water:
-                    self._wants_more.set()
-                return item if isinstance(item, Outcome) else Ticket(request=item)
+            if self._fresh and len(self._timers) < self._most_waiting and not self._is_scant:
+                return self._next()
             if self._exhausted and not self._fresh and not self._timers:
                 return None
             future = asyncio.get_running_loop().create_future()
@@ -89,13 +96,70 @@ class Backlog:
             await future
         return None
 
+    @property
+    def _is_full(self) -> bool:
+        return len(self._fresh) >= self._low_water or self._fresh_bytes >= MOST_BYTES
+
+    @property
+    def _is_scant(self) -> bool:
+        """Rows that would fill the pack are just being read."""
+        return len(self._fresh) < self._pack and not self._exhausted and self._wants_more.is_set() and self._pack > 1
+
+    def _next(self) -> Ticket | Outcome:
+        """The first fresh row, with those that go out in one call with it."""
+        item = self._fresh.popleft()
+        if isinstance(item, Outcome):
+            next_up: Ticket | Outcome = item
+        else:
+            self._fresh_bytes -= len(item.body)
+            next_up = Ticket(request=item) if item.endpoint != EMBEDDINGS else self._packed(item)
+        if not self._is_full:
+            self._wants_more.set()
+        return next_up
+
+    def _packed(self, first: Request) -> Ticket:
+        rest = packs.rest_of(first)
+        if rest is None:
+            return Ticket(request=first)
+        rows, tokens = [first], first.estimated_tokens
+        while len(rows) < self._pack and self._fresh:
+            item = self._fresh[0]
+            if isinstance(item, Outcome) or item.endpoint != EMBEDDINGS:
+                break
+            tokens += item.estimated_tokens
+            if tokens > self._pack_tokens or packs.rest_of(item) != rest:
+                break
+            rows.append(item)
+            self._fresh_bytes -= len(item.body)
+            self._fresh.popleft()
+        return Ticket(request=packs.joined(rows), rows=rows)
+
+    def split(self, ticket: Ticket, *, delay_s: float = 0.0, tries: int = 0) -> None:
+        """Have the rows of a pack come again in two halves; a row that is alone starts anew, halves with ``tries``."""
+        middle = len(ticket.rows) // 2
+        for rows in (ticket.rows[:middle], ticket.rows[middle:]):
+            half = Ticket(
+                request=packs.joined(rows), rows=rows, sends=ticket.sends, tries=tries if len(rows) > 1 else 0
+            )
+            if delay_s:
+                self.put_back(half, delay_s)
+            else:
+                self.put_first(half)
+
+    def put_first(self, ticket: Ticket) -> None:
+        """Have the ticket come again before all others."""
+        self._due.append(ticket)
+        self._wake(1)
+
     def put_back(self, ticket: Ticket, delay_s: float) -> None:
         """Have the ticket come again after ``delay_s``."""
         loop = asyncio.get_running_loop()
+        self._rows_waiting += len(ticket.rows) or 1
         self._timers[id(ticket)] = loop.call_later(delay_s, self._come_due, ticket)
 
     def _come_due(self, ticket: Ticket) -> None:
         del self._timers[id(ticket)]
+        self._rows_waiting -= len(ticket.rows) or 1
         self._due.append(ticket)
         self._wake(2)  # one for this ticket, one for the fresh row that may come in for it
 
@@ -110,6 +174,7 @@ class Backlog:
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
+        self._rows_waiting = 0
         self._wants_more.set()
         self._wake()
 

@@ -8,13 +8,13 @@ dearest one seen so far.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import orjson
 
 from pipeline.errors import BudgetError
-from pipeline.records import Request
+from pipeline.records import EMBEDDINGS, Request
 
 Price = Callable[[str, int, int], float | None]
 """(model, prompt tokens, completion tokens) -> cost, None when the price is unknown"""
@@ -34,12 +34,12 @@ class Budget:
         self._dearest = 0.0
         self._settled = asyncio.Event()
 
-    async def reserve(self, request: Request) -> float:
-        """Put aside what the request may cost; waits while those in flight may still turn out cheaper.
+    async def reserve(self, requests: Sequence[Request]) -> float:
+        """Put aside what requests sent together may cost; waits while those in flight may still turn out cheaper.
 
         Raises ``BudgetError`` when nothing is in flight any more and it still does not fit.
         """
-        amount = self._most(request)
+        amount = sum(map(self._most, requests))
         while self.spent + self._reserved + amount > self._limit:
             if not self._in_flight:
                 raise BudgetError(
@@ -65,6 +65,15 @@ class Budget:
         body: dict[str, Any] = orjson.loads(request.body)
         told = [body.get(name) for name in ("max_tokens", "max_completion_tokens")]
         output = next((value for value in told if isinstance(value, int)), self._most_output)
+        if request.endpoint == EMBEDDINGS:
+            output = 0
+        size = len(request.body)
+        if request.image_bytes:  # those are no text: what was estimated for them, four times over
+            size += 4 * request.estimated_tokens - request.image_bytes
         copies = body.get("n") if isinstance(body.get("n"), int) else 1
-        cost = self._price(request.model, len(request.body), (output or 0) * (copies or 1)) or 0.0
+        cost = self._price(request.model, size, (output or 0) * (copies or 1))
+        if cost is None:
+            raise BudgetError(
+                f"{self._name} cannot be kept: the price of {request.model!r} is not known; give it in [prices]"
+            )
         return cost if output is not None else max(cost, self._dearest)

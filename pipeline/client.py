@@ -16,10 +16,9 @@ from typing import Any, Self, cast
 from urllib.parse import urlsplit
 
 import aiohttp
-import orjson
 from aiohttp.client_proto import ResponseHandler
 
-from pipeline.jsonio import dumps
+from pipeline.jsonio import dumps, loads
 from pipeline.records import Failure, Reply
 from pipeline.stream import Assembly
 
@@ -147,8 +146,8 @@ class Client:
         if self._key and self._key in body:
             body = body.replace(self._key, b"[key]")  # some servers quote the key in their errors
         try:
-            parsed = orjson.loads(body)
-        except orjson.JSONDecodeError:
+            parsed = loads(body)
+        except ValueError:
             parsed = None
         return Reply(
             status=status or response.status, headers=response.headers, body=body, json=parsed, elapsed_s=elapsed_s

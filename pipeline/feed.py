@@ -45,7 +45,7 @@ class Feed:
         self._read = 0
         for number, file in enumerate(self._files):
             mark = mark_of(file)
-            if index.is_current(str(file.path), mark):
+            if index.is_current(str(file.path), mark) and self._template.images is None:  # those are other files
                 continue
             problems: list[InputError] = []
             columns: dict[str, None] = {}
@@ -67,7 +67,7 @@ class Feed:
                     columns.update(dict.fromkeys(data))
                 try:
                     row = self._row(line, data)
-                    yield line, row.custom_id, self._fingerprint(row)
+                    yield line, row.custom_id, self._fingerprint(row, file)
                 except InputError as exc:
                     problems.append(InputError(f"{place(file, line)}: {exc}"))
                 self._read += 1
@@ -77,9 +77,9 @@ class Feed:
         if problems:
             raise bad_lines(problems)
 
-    def _fingerprint(self, row: Row) -> bytes:
+    def _fingerprint(self, row: Row, file: InputFile) -> bytes:
         try:
-            return self._template.compose(row).fingerprint
+            return self._template.compose(row, file.path.parent, whole=False).fingerprint
         except RowError as error:
             return self._template.fingerprint_of_error(row, error)
 
@@ -118,8 +118,12 @@ class Feed:
             while (chunk := await asyncio.to_thread(next, reader, None)) is not None:
                 wanted = index.pending(str(file.path), chunk.first, chunk.last)
                 lines = sorted(line for line, row in wanted.items() if only is None or row[0] in only)[:left]
-                for at in range(0, len(lines), SLICE_ROWS):
-                    yield self._slice(file, chunk, lines[at : at + SLICE_ROWS], wanted)
+                if self._template.images is None:
+                    for at in range(0, len(lines), SLICE_ROWS):
+                        yield self._slice(file, chunk, lines[at : at + SLICE_ROWS], wanted)
+                else:  # large, and read from files
+                    for line in lines:
+                        yield await asyncio.to_thread(self._slice, file, chunk, [line], wanted)
                 if left is not None:
                     left -= len(lines)
                     if left <= 0:
@@ -131,11 +135,13 @@ class Feed:
             number, custom_id, fingerprint = wanted[line]
             row = Row(custom_id=custom_id, index=line, data=data)
             try:
-                composed = self._template.compose(row)
+                composed: Composed | None = self._template.compose(row, file.path.parent)
             except RowError as error:
-                items.append(_failed(row, number, fingerprint, error))
-                continue
-            if composed.fingerprint != fingerprint:
+                if self._template.fingerprint_of_error(row, error) == fingerprint:
+                    items.append(_failed(row, number, fingerprint, error))
+                    continue
+                composed = None
+            if composed is None or composed.fingerprint != fingerprint:
                 raise IncompleteError(
                     f"{place(file, line)} changed while the run was reading it: run the same command again"
                 )
@@ -183,6 +189,7 @@ def _request(row: Row, number: int, composed: Composed) -> Request:
         body=composed.body,
         fingerprint=composed.fingerprint,
         estimated_tokens=composed.estimated_tokens,
+        image_bytes=composed.image_bytes,
     )
 
 

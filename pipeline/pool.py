@@ -11,9 +11,11 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from pipeline import packs
 from pipeline.accounting import Accounting
 from pipeline.backlog import Backlog, Item, Ticket
 from pipeline.budget import Budget
+from pipeline.drift import Drift
 from pipeline.errors import BudgetError, GatewayError, PipelineError
 from pipeline.gateways import OpenAI
 from pipeline.records import CHAT, Attempt, Completion, Cost, Kind, Outcome, Reply, Request, Verdict
@@ -30,6 +32,7 @@ class Keeper(Protocol):
     def enter(self, request: Request, call_id: str) -> int: ...
     def clear(self, entry: int) -> None: ...
     async def keep(self, record: Outcome | Attempt, entry: int | None) -> None: ...
+    async def keep_all(self, records: Sequence[Outcome | Attempt], entries: Sequence[int]) -> None: ...
 
 
 class Sender(Protocol):
@@ -58,6 +61,8 @@ class Terms:
     fail_on_length: bool = False
     stream: bool = False
     reached: bool = False
+    pack: int = 1
+    pack_tokens: int = 0
     backoff: Backoff = field(default_factory=Backoff)
 
 
@@ -74,6 +79,7 @@ class Pool:
         keeper: Keeper,
         wall_clock: Callable[[], float],
         budget: Budget | None = None,
+        drift: Drift | None = None,
     ) -> None:
         self._terms = terms
         self._sender = sender
@@ -82,10 +88,17 @@ class Pool:
         self._keeper = keeper
         self._now = wall_clock
         self._budget = budget
+        self._drift = drift
         self._reached = terms.reached
         self._unreached_since: float | None = None
         self._refused_since: float | None = None
-        self._backlog = Backlog(most_waiting=max(terms.slots, LEAST_WAITING), low_water=2 * terms.slots)
+        self._base64 = True
+        self._backlog = Backlog(
+            most_waiting=max(terms.slots, LEAST_WAITING),
+            low_water=2 * terms.slots,
+            pack=terms.pack,
+            pack_tokens=terms.pack_tokens,
+        )
         self.activity = Activity()
         self.stopped: PipelineError | None = None
 
@@ -124,7 +137,7 @@ class Pool:
     async def _try_within(self, budget: Budget, ticket: Ticket) -> None:
         """Put the request's upper bound aside before it is sent, and settle it with what became of it."""
         try:
-            reserved = await budget.reserve(ticket.request)
+            reserved = await budget.reserve(ticket.rows or (ticket.request,))
         except BudgetError as exc:
             self.stop(exc)
             return
@@ -139,27 +152,46 @@ class Pool:
         request = ticket.request
         ticket.sends += 1
         call_id = f"{self._terms.run_name}-{request.index}-{ticket.sends}"
-        entry = self._keeper.enter(request, call_id)
+        entries = [self._keeper.enter(row, call_id) for row in ticket.rows or (request,)]
+        base64 = self._base64
         self.activity.busy += 1
         try:
             reply = await self._send(ticket, call_id)
         finally:
             self.activity.busy -= 1
-        verdict = self._believed(self._dialect.classify(reply))
+        verdict = self._believed(self._dialect.classify(reply, request.endpoint))
+        if ticket.rows:
+            if verdict.kind is Kind.REJECTED and self._asks_otherwise(ticket, reply, base64):
+                self._clear(entries)
+                return
+            if verdict.kind is Kind.OK:
+                reply, verdict = packs.read(reply, len(ticket.rows))
         match verdict.kind:
             case Kind.OK | Kind.REJECTED:
                 self._reached = True
                 self._refused_since = None
-                await self._keeper.keep(self._outcome(ticket, reply, verdict), entry)
+                await self._keep(ticket, self._outcome(ticket, reply, verdict), entries)
             case Kind.TRANSIENT:
                 self._reached = self._reached or reply.status > 0
-                await self._charge(ticket, reply, verdict, entry, call_id)
+                await self._charge(ticket, reply, verdict, entries, call_id)
             case Kind.THROTTLED | Kind.OUTAGE:
-                self._keeper.clear(entry)
+                self._clear(entries)
                 self._hold(ticket, verdict)
             case Kind.FATAL:
-                self._keeper.clear(entry)
+                self._clear(entries)
                 self.stop(_fatal(verdict))
+
+    def _asks_otherwise(self, ticket: Ticket, reply: Reply, base64: bool) -> bool:
+        """A refused pack comes again at once: with plain numbers, or in halves; whose fault it is shows when it is alone."""
+        if base64 and packs.refuses_base64(reply):
+            self._base64 = False
+            self._backlog.put_first(ticket)
+            return True
+        if len(ticket.rows) > 1:
+            self._reached = True
+            self._backlog.split(ticket, tries=ticket.tries)
+            return True
+        return False
 
     async def _send(self, ticket: Ticket, call_id: str) -> Reply:
         request = ticket.request
@@ -167,6 +199,8 @@ class Pool:
         body = self._dialect.dress(request)
         if stream:
             body = self._dialect.streamed(body)
+        elif ticket.rows and self._base64:
+            body = packs.asking_base64(body)
         return await self._sender.send(request.endpoint, body, self._dialect.headers(call_id), stream=stream)
 
     def _believed(self, verdict: Verdict) -> Verdict:
@@ -178,13 +212,14 @@ class Pool:
             self._refused_since = now
         return verdict if now - self._refused_since >= verdict.recheck_s else replace(verdict, kind=Kind.OUTAGE)
 
-    async def _charge(self, ticket: Ticket, reply: Reply, verdict: Verdict, entry: int, call_id: str) -> None:
-        """This try counts; the row fails when it was its last, else it waits."""
+    async def _charge(self, ticket: Ticket, reply: Reply, verdict: Verdict, entries: list[int], call_id: str) -> None:
+        """This try counts; the row fails when it was its last (a pack is split then), else it waits."""
         ticket.tries += 1
         ticket.stream = ticket.stream or verdict.code in SLOW  # events keep the way open for a slow answer
         self.activity.last_trouble = f"{verdict.code}: {verdict.message}"
-        if ticket.tries >= min(self._terms.max_attempts, verdict.most_tries or self._terms.max_attempts):
-            await self._keeper.keep(self._outcome(ticket, reply, verdict), entry)
+        most = min(self._terms.max_attempts, verdict.most_tries or self._terms.max_attempts)
+        if ticket.tries >= most and len(ticket.rows) <= 1:
+            await self._keep(ticket, self._outcome(ticket, reply, verdict), entries)
             return
         attempt = Attempt(
             custom_id=ticket.request.custom_id,
@@ -196,8 +231,22 @@ class Pool:
             at=self._now(),
         )
         ticket.spent = None if attempt.lost else attempt.cost or 0.0
-        await self._keeper.keep(attempt, entry)
-        self._put_back(ticket, self._terms.backoff.delay(ticket.tries, verdict.retry_after_s))
+        await self._keep(ticket, attempt, entries)
+        delay_s = self._terms.backoff.delay(ticket.tries, verdict.retry_after_s)
+        if ticket.tries < most:
+            self._put_back(ticket, delay_s)
+        else:
+            self._backlog.split(ticket, delay_s=delay_s, tries=most - 1)
+
+    async def _keep(self, ticket: Ticket, record: Outcome | Attempt, entries: list[int]) -> None:
+        if ticket.rows:
+            await self._keeper.keep_all(packs.parted(ticket.rows, record), entries)
+        else:
+            await self._keeper.keep(record, entries[0])
+
+    def _clear(self, entries: list[int]) -> None:
+        for entry in entries:
+            self._keeper.clear(entry)
 
     def _hold(self, ticket: Ticket, verdict: Verdict) -> None:
         """The gateway's doing, not the row's: it waits and is charged nothing."""
@@ -233,15 +282,22 @@ class Pool:
         told = self._dialect.told_cost(reply) if reply.status == 200 and isinstance(reply.json, dict) else None
         return told or Cost()
 
+    def _watch(self, request: Request, completion: Completion) -> None:
+        if self._drift is None:
+            return
+        if (why := self._drift.check(request.model, completion.model, request.custom_id)) is not None:
+            self.stop(why)
+
     def _outcome(self, ticket: Ticket, reply: Reply, verdict: Verdict) -> Outcome:
         request = ticket.request
         completion: Completion | None = None
         cost = self._told_cost(reply)
         if verdict.kind is Kind.OK:
-            completion = self._dialect.completion(reply)
+            completion = self._dialect.completion(reply, request.endpoint)
             cost = self._dialect.told_cost(reply) or self._accounting.cost(
                 completion.usage, model=request.model, served_model=completion.model
             )
+            self._watch(request, completion)
             if self._terms.fail_on_length and completion.finish_reason == "length":
                 verdict = Verdict(kind=Kind.REJECTED, code="length", message="the answer was cut off by max_tokens")
         succeeded = verdict.kind is Kind.OK

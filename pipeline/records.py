@@ -12,8 +12,11 @@ from enum import Enum
 from typing import Any, Literal
 
 CHAT = "/chat/completions"
+COMPLETIONS = "/completions"
+EMBEDDINGS = "/embeddings"
 Status = Literal["succeeded", "failed"]
 CostSource = Literal["gateway", "price_table", "free", "reused", "unknown"]
+Form = Literal["json", "float32"]
 Scope = Literal["", "parallel", "requests", "tokens", "model"]
 
 
@@ -36,6 +39,7 @@ class Request:
 
     ``index`` is the row's number in the journal. ``body`` is canonical JSON (sorted keys, UTF-8): it is what the
     fingerprint is made of and, unless the dialect adds something, what goes over the wire. ``fingerprint`` is 16 bytes.
+    ``image_bytes`` of the body are images; the fingerprint knows those by their digests.
     """
 
     custom_id: str
@@ -45,6 +49,7 @@ class Request:
     body: bytes
     fingerprint: bytes
     estimated_tokens: int
+    image_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,7 +184,8 @@ class KeyInfo:
 class Completion:
     """The answer in a good reply. ``model`` is the one that answered; ``raw`` is the whole body as received.
 
-    ``remark`` marks an answer that is none: ``empty``, ``refusal``.
+    ``remark`` marks an answer that is none: ``empty``, ``refusal``. ``form`` says what ``raw`` is: the reply's JSON, or
+    the numbers of a vector (little-endian float32).
     """
 
     content: str | None
@@ -188,6 +194,7 @@ class Completion:
     usage: Usage
     raw: bytes
     remark: str | None = None
+    form: Form = "json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ import hashlib
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
@@ -36,7 +36,7 @@ def export(
     journal = workspace.journal
     columns = workspace.layout()
     if results_only or output_format == "batch":
-        columns = Layout(kept=(), results=columns.results)
+        columns = replace(columns, kept=())
 
     def stretches() -> Iterator[Stretch]:
         walk = workspace.feed.stretches(columns.kept) if columns.kept else _without_input(journal)

@@ -10,12 +10,13 @@ from dataclasses import asdict, dataclass, field
 
 import orjson
 
-from pipeline.accounting import Accounting, PriceOf
 from pipeline.client import Client, Connection
-from pipeline.errors import IncompleteError, InterruptedRunError, PipelineError, UsageError
+from pipeline.errors import IncompleteError, InterruptedRunError, PipelineError
+from pipeline.guards import budget_of, check_rebuying, drift_of
 from pipeline.job import Job
 from pipeline.journal import Counts, Index, Lock, Recovered, Writer, reader
 from pipeline.pool import Pool, Terms
+from pipeline.preflight import Preflight, accounting_of, connection_to, preflight
 from pipeline.progress import Display, Silent, StatusFile, Tally
 from pipeline.records import Summary
 from pipeline.results import export
@@ -25,7 +26,6 @@ from pipeline.workspace import Workspace, claim, make_folder, opened
 
 SHOW_EVERY_S = 0.5
 STATUS_EVERY_S = 2.0
-GUARD_SHARE = 0.10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +36,7 @@ class Wishes:
     redo: Redo = field(default_factory=Redo)
     accept_changes: bool = False
     accept_failed: bool = False
+    allow_model_change: bool = False
     most: int | None = None
     sample: bool = False
     publish: bool = True
@@ -68,7 +69,7 @@ class Run:
         """The life of a run. Raises ``PipelineError`` for what stops it before anything is sent."""
         key = self._job.api_key()
         folder = make_folder(self._job)
-        with Lock(folder), opened(self._job, slots=self._job.concurrency, adopt=self._wishes.accept_changes) as space:
+        with Lock(folder), opened(self._job, slots=self._job.rows_at_once, adopt=self._wishes.accept_changes) as space:
             status = StatusFile(folder, self._facts(space))
             self._recover(space.journal.recover())
             with space.journal.all_or_nothing():  # a run that is refused leaves everything as it was
@@ -88,7 +89,9 @@ class Run:
         if self._wishes.accept_failed:
             self._display.say(f"{space.journal.accept_failed():,} failed rows are accepted.")
         counts = index.counts(has_ids=space.id_column is not None)
-        self._guard(index, counts, space)
+        check_rebuying(counts, accepted=self._wishes.accept_changes, confirm=self._confirm)
+        if counts.changed:
+            index.supersede(has_ids=space.id_column is not None)
         claim(space.journal, self._job)
         self._announce(counts)
         return index, counts
@@ -122,19 +125,6 @@ class Run:
         if rows % 200_000 < 1024 and rows >= 200_000:
             self._display.say(f"reading the input: {rows:,} rows")
 
-    def _guard(self, index: Index, counts: Counts, space: Workspace) -> None:
-        """Never buy again by accident: many done rows whose request changed need a yes."""
-        if counts.changed == 0:
-            return
-        if counts.changed > GUARD_SHARE * counts.bought and not self._wishes.accept_changes:
-            text = (
-                f"{counts.changed:,} done rows changed (prompt, parameters, model or data) and would be sent and paid for "
-                f"again, of {counts.bought:,} done"
-            )
-            if self._confirm is None or not self._confirm(f"{text}. Send them?"):
-                raise UsageError(f"{text}: to do that, add --accept-changes; nothing was sent")
-        index.supersede(has_ids=space.id_column is not None)
-
     def _announce(self, counts: Counts) -> None:
         done = counts.succeeded + counts.failed
         if (gone := counts.bought - counts.succeeded - counts.changed) > 0:
@@ -157,15 +147,28 @@ class Run:
         tally = self._tally(space, counts)
         async with AsyncExitStack() as stack:
             connection = await self._connection(space, stack, key)
+            known = await self._preflight(connection, space, counts)
+            if (stopped := known.error or self._signals.error) is not None:
+                return stopped
+            accounting = accounting_of(self._job, known)
+            try:
+                budget = budget_of(self._job, space.journal, accounting, known.models.get(self._job.model or ""))
+                drift = drift_of(
+                    self._job, space.journal, accepted=self._wishes.allow_model_change, say=self._display.say
+                )
+            except PipelineError as exc:
+                return exc
             client = await stack.enter_async_context(Client(connection))
-            writer = space.journal.writer(slots=self._job.concurrency, kept=tally.kept)
+            writer = space.journal.writer(slots=self._job.rows_at_once, kept=tally.kept)
             pool = Pool(
                 self._terms(space, counts),
                 sender=client,
                 dialect=space.dialect,
-                accounting=Accounting(_prices(self._job)),
+                accounting=accounting,
                 keeper=writer,
                 wall_clock=time.time,
+                budget=budget,
+                drift=drift,
             )
             failure = await self._work(space, index, pool, writer, tally, status)
         self._display.close()
@@ -213,6 +216,8 @@ class Run:
             fail_on_length=self._job.request.on_length == "fail",
             stream=self._job.gateway.stream,
             reached=counts.bought > 0,
+            pack=self._job.pack,
+            pack_tokens=self._job.request.pack_tokens,
         )
 
     def _tally(self, space: Workspace, counts: Counts) -> Tally:
@@ -234,14 +239,16 @@ class Run:
 
             simulator = await stack.enter_async_context(Simulator(Settings(latency_s=0.05, jitter=0.4)))
             base_url = simulator.base_url
-        return Connection(
-            base_url=space.dialect.api_root(base_url),
-            api_key=key,
-            timeout_s=self._job.gateway.timeout,
-            connect_timeout_s=self._job.gateway.connect_timeout,
-            idle_timeout_s=self._job.gateway.idle_timeout,
-            ip_version=self._job.gateway.ip_version,
-        )
+        return connection_to(self._job, base_url, space.dialect, key)
+
+    async def _preflight(self, connection: Connection, space: Workspace, counts: Counts) -> Preflight:
+        """What cannot work must not begin; a gateway whose list of models binds nobody is not asked, the first row tells."""
+        if not space.dialect.lists_all:
+            return Preflight()
+        known = await preflight(connection, space.dialect, model=self._job.model, reached=counts.bought > 0)
+        for text in known.warnings:
+            self._display.say(text)
+        return known
 
     async def _show(self, pool: Pool, tally: Tally, status: StatusFile) -> None:
         written = 0.0
@@ -325,15 +332,3 @@ def _how_it_ended(counts: Counts, totals: reader.Totals, why: PipelineError | No
     if counts.failed > totals.accepted:
         return 3, "finished; some rows failed"
     return 0, "finished"
-
-
-def _prices(job: Job) -> dict[str, PriceOf]:
-    return {
-        model: PriceOf(
-            prompt=price.input_per_million,
-            completion=price.output_per_million,
-            cached=price.cached_per_million,
-            unit=price.unit,
-        )
-        for model, price in job.prices.items()
-    }

@@ -12,10 +12,12 @@ from pipeline.errors import RowError
 from pipeline.journal import Projected, Projection
 from pipeline.progress import money
 from pipeline.records import Row
+from pipeline.sink import vector_numbers
 from pipeline.source import chunks
 from pipeline.workspace import Workspace, opened_for_reading
 
 PROMPT_CHARACTERS = 600
+NUMBERS_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,13 +38,21 @@ class ShownRow:
     @property
     def text(self) -> str:
         """The row in a few lines."""
-        prompt = "\n".join(f"{message.get('role')}: {message.get('content')}" for message in self.messages)
+        prompt = "\n".join(f"{message.get('role')}: {_said(message.get('content'))}" for message in self.messages)
         if len(prompt) > PROMPT_CHARACTERS:
             prompt = prompt[:PROMPT_CHARACTERS] + f" ... ({len(prompt):,} characters)"
         tokens = f"{_count(self.prompt_tokens)} + {_count(self.completion_tokens)} tokens"
         cost = "cost unknown" if self.cost is None else money({self.cost_unit or "USD": self.cost})
         answer = self.content if self.error is None else f"FAILED {self.error}"
         return f"--- {self.custom_id} ---\n{prompt}\n=> {answer}\n   ({tokens}, {cost}, {self.finish_reason})\n"
+
+
+def _said(content: Any) -> Any:
+    """Text and images of a message, one below the other."""
+    if not isinstance(content, list):
+        return content
+    parts = (part if isinstance(part, dict) else {} for part in content)
+    return "\n".join(str(part.get("text") or f"[image {part.get('image_url', {}).get('url')}]") for part in parts)
 
 
 def _count(tokens: int | None) -> str:
@@ -60,22 +70,23 @@ def shown_rows(folder: Path, most: int) -> list[ShownRow]:
                 stretch = projection.stretch(str(file.path), chunk.first, chunk.last)
                 rows = {row.line: row for row in stretch if row.status and (not sent or row.no in sent)}
                 for line, data in chunk.rows(frozenset(rows)):
-                    found.append(_shown(space, rows[line], Row(custom_id=None, index=line, data=data)))
+                    source = Row(custom_id=None, index=line, data=data)
+                    found.append(_shown(space, rows[line], source, file.path.parent))
                     if len(found) == most:
                         return found
     return found
 
 
-def _shown(space: Workspace, row: Projected, source: Row) -> ShownRow:
+def _shown(space: Workspace, row: Projected, source: Row, folder: Path) -> ShownRow:
     try:
-        messages = orjson.loads(space.template.compose(source).body).get("messages", [])
+        messages = _messages(orjson.loads(space.template.compose(source, folder, whole=False).body))
     except RowError:
         messages = []
     return ShownRow(
         custom_id=row.custom_id,
         status=str(row.status),
         messages=messages,
-        content=space.dialect.content(row.body) if row.body is not None else None,
+        content=_content(space, row),
         finish_reason=row.finish_reason,
         prompt_tokens=row.prompt_tokens,
         completion_tokens=row.completion_tokens,
@@ -83,3 +94,20 @@ def _shown(space: Workspace, row: Projected, source: Row) -> ShownRow:
         cost_unit=row.cost_unit,
         error=None if row.error_code is None else f"{row.error_code}: {row.error_message}",
     )
+
+
+def _messages(body: dict[str, Any]) -> list[dict[str, Any]]:
+    """What was sent; the text of an embedding or a legacy completion as one message."""
+    messages: list[dict[str, Any]] = body.get("messages") or [
+        {"role": name, "content": body[name]} for name in ("input", "prompt") if name in body
+    ]
+    return messages
+
+
+def _content(space: Workspace, row: Projected) -> str | None:
+    if row.body is None:
+        return None
+    if row.form != "float32":
+        return space.dialect.content(row.body)
+    first = ", ".join(f"{number:.4f}" for number in vector_numbers(row.body[: 4 * NUMBERS_SHOWN]))
+    return f"{len(row.body) // 4} dimensions: {first}, ..."

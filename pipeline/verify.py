@@ -80,7 +80,7 @@ def _unlike_the_file(space: Workspace, file: InputFile) -> Iterator[str]:
         for line, data in chunk.rows():
             row = Row(custom_id=None, index=line, data=data)
             try:
-                fingerprint = space.template.compose(row).fingerprint
+                fingerprint = space.template.compose(row, file.path.parent, whole=False).fingerprint
             except RowError as error:
                 fingerprint = space.template.fingerprint_of_error(row, error)
             if indexed.pop(line, None) != fingerprint:

@@ -17,9 +17,10 @@ from pipeline.feed import Feed, bad_lines, mark_of
 from pipeline.gateways import OpenAI, dialect_of
 from pipeline.job import Job
 from pipeline.journal import FILE_NAME, Journal, sentences
+from pipeline.records import EMBEDDINGS
 from pipeline.sink import Layout, layout
 from pipeline.source import InputFile, chunks, column_names, find
-from pipeline.template import Template, spec_digest
+from pipeline.template import Images, Template, spec_digest
 
 FILES_PEEKED = 32  # whose columns the template is checked against before the index pass
 SPOOL = "stdin.jsonl"
@@ -41,11 +42,18 @@ class Workspace:
     dialect: OpenAI
     spec: str
 
+    @property
+    def vectors(self) -> bool:
+        """Whether the answers are vectors."""
+        return self.job.request.endpoint == "embeddings"
+
     def layout(self) -> Layout:
         """The results' columns, from all columns the indexed input has. Raises ``JobError`` for a clash."""
         output = self.job.output
         columns = self.journal.index().columns() or self.columns
-        return layout(columns=columns, keep=output.keep, prefix=output.prefix, id_column=self.id_column)
+        return layout(
+            columns=columns, keep=output.keep, prefix=output.prefix, id_column=self.id_column, vectors=self.vectors
+        )
 
 
 def make_folder(job: Job) -> Path:
@@ -141,7 +149,17 @@ def _assemble(job: Job, folder: Path, journal: Journal, files: list[InputFile]) 
         "params": job.request.params,
         "replace_model": job.request.replace_model,
     }
-    template = Template(**settings, columns=columns)
+    asked = job.request
+    dialect = dialect_of(
+        job.preset.family, model_is_the_rows=job.model is None, client_retries=not job.gateway.proxy_retries
+    )
+    settings["endpoint"] = asked.endpoint
+    if asked.endpoint == "embeddings" and EMBEDDINGS not in dialect.endpoints:
+        raise JobError(f'request.endpoint: {job.gateway.preset} has no embeddings; it has "chat" only')
+    images = None
+    if asked.images:
+        images = Images(asked.images, most=asked.max_images, most_bytes=asked.max_image_bytes)
+    template = Template(**settings, columns=columns, images=images, endpoints=dialect.endpoints)
     return Workspace(
         job=job,
         folder=folder,
@@ -152,10 +170,14 @@ def _assemble(job: Job, folder: Path, journal: Journal, files: list[InputFile]) 
         prompt=prompt,
         template=template,
         feed=Feed(journal, files, template, id_column=id_column),
-        dialect=dialect_of(
-            job.preset.family, model_is_the_rows=job.model is None, client_retries=not job.gateway.proxy_retries
+        dialect=dialect,
+        spec=spec_digest(
+            **settings,
+            id=id_column,
+            kind=template.kind,
+            images=[asked.images, asked.max_images, asked.max_image_bytes],
+            version=1,
         ),
-        spec=spec_digest(**settings, id=id_column, kind=template.kind, version=1),
     )
 
 

@@ -20,7 +20,7 @@ from pipeline import Job
 from pipeline.records import Completion, Cost, Outcome, Request, Usage
 from pipeline.results import export
 from pipeline.source import chunks
-from pipeline.workspace import Workspace, make_folder, opened
+from pipeline.workspace import Workspace, claim, make_folder, opened
 
 Answer = Callable[[Request], Outcome | None]
 
@@ -85,21 +85,22 @@ def failed(request: Request, code: str = "content_policy", message: str = "HTTP 
 
 
 @contextmanager
-def workspace(job: Job, answer: Answer = answered) -> Iterator[Workspace]:
-    """The job's workspace, its input indexed and every pending row answered (None leaves it pending)."""
+def workspace(job: Job, answer: Answer = answered, *, most: int | None = None) -> Iterator[Workspace]:
+    """The job's workspace, its input indexed and its pending rows, or so many, answered (None leaves one pending)."""
     make_folder(job)
     with opened(job, slots=64, adopt=True) as space:
         space.journal.start_run()
         index = space.feed.index(space.spec, tick=lambda _: None)
-        asyncio.run(_fill(space, index, answer))
+        claim(space.journal, job)
+        asyncio.run(_fill(space, index, answer, most))
         space.journal.end_run("finished")
         yield space
 
 
-async def _fill(space: Workspace, index: Any, answer: Answer) -> None:
+async def _fill(space: Workspace, index: Any, answer: Answer, most: int | None) -> None:
     writer = space.journal.writer(slots=100_000, kept=lambda _: None)
     writing = asyncio.create_task(writer.write())
-    async for items in space.feed.items(index):
+    async for items in space.feed.items(index, most=most):
         for item in items:
             outcome = answer(item) if isinstance(item, Request) else item
             if outcome is not None:

@@ -102,12 +102,12 @@ JOB_FILE = [
     job("no model", {"model": None}, "model is missing (or -m MODEL): only OpenAI batch lines bring their own"),
     job("an unknown key", {"request.promt": '"x"'}, "job.toml: request.promt is not a key of a job; did you mean prompt?"),
     job("an unknown key like no other", {"zzz": "1"}, f"job.toml: zzz is not a key of a job; there are: {KEYS}"),
-    job("an unknown key of a price", {'prices."m".input_per_milion': "1"}, "job.toml: 2 problems\n  prices.m.input_per_million is missing\n  prices.m.input_per_milion is not a key of a job; did you mean input_per_million?"),
+    job("an unknown key of a price", {'prices."m".input_per_milion': "1", 'prices."m".output_per_million': "1"}, "job.toml: 2 problems\n  prices.m.input_per_million is missing\n  prices.m.input_per_milion is not a key of a job; did you mean input_per_million?"),
     job("a number in quotes", {"gateway.concurrency": '"8"'}, "job.toml: gateway.concurrency: expected a whole number, not '8'"),
     job("a value for a table", {"request.prompt": None, "request": '"hi"'}, "job.toml: request: expected a table, not 'hi'"),
     job("many problems at once", {
         "model": "true", "input": "7", "output": '["x"]', "request.on_length": '"drop"', "request.params": '"x"', "request.replace_model": '"yes"',
-        "limits.max_attempts": "0", "gateway.timeout": "-5", "gateway.ip_version": "5", "prices.m.input_per_million": "-1.5", "run_dir": "3",
+        "limits.max_attempts": "0", "gateway.timeout": "-5", "gateway.ip_version": "5", "prices.m.input_per_million": "-1.5", "prices.m.output_per_million": "1", "run_dir": "3",
     }, "job.toml: 11 problems\n"
        "  gateway.timeout: expected a number over 0, not -5\n"
        "  gateway.ip_version: expected 'auto', 4 or 6, not 5\n"
@@ -291,7 +291,7 @@ TEMPLATE = [
     prompt("single braces", "Label\n{text}", "2: {text} would be sent as it stands; write {{ text }} for the column"),
     Case(name="a column misspelt in the system message", run=f"run -i rows.jsonl -o out.jsonl {SEND} -p '{{{{ text }}}}' --system '{{{{ lang }}}}'", says="request.system, line 1: the input has no column 'lang'; its columns are: id, text"),
     Case(name="no prompt", run=f"run -i rows.jsonl -o out.jsonl {SEND}", says="request.prompt is missing (or -p TEMPLATE): the input has no column 'prompt' or 'messages'; its columns are: id, text"),
-    batch("url", "the batch line's 'url' is '/v1/completions'; this version takes {...}", url="/v1/completions"),
+    batch("url", "the batch line's 'url' is '/v1/responses'; this version takes {...}", url="/v1/responses"),
     batch("method", "the batch line's 'method' is 'GET', not 'POST'", method="GET"),
     batch("body a list", "the batch line's 'body' is a list, not an object", body=[1]),
     batch("body null", "the batch line is not whole: the column 'body' is null", body=None),

@@ -30,7 +30,7 @@ def test_parallel_requests_do_not_all_pass_the_same_check() -> None:
 
         async def one() -> None:
             nonlocal passed
-            reserved = await money.reserve(request(10))
+            reserved = await money.reserve([request(10)])
             passed += 1
             await asyncio.sleep(1)
             money.settle(reserved, 10.0)
@@ -46,7 +46,7 @@ def test_what_turned_out_cheaper_makes_room() -> None:
     async def main() -> float:
         money = budget(35.0)
         for _ in range(20):
-            money.settle(await money.reserve(request(10)), 1.0)
+            money.settle(await money.reserve([request(10)]), 1.0)
         return money.spent
 
     assert run_virtually(main()) == 20.0
@@ -56,19 +56,19 @@ def test_an_answer_nobody_saw_counts_in_full() -> None:
     async def main() -> None:
         money = budget(25.0)
         for _ in range(2):
-            money.settle(await money.reserve(request(10)), None)
+            money.settle(await money.reserve([request(10)]), None)
         with pytest.raises(BudgetError, match="20 of 25 are spent in this run, and the next row may cost 10"):
-            await money.reserve(request(10))
+            await money.reserve([request(10)])
 
     run_virtually(main())
 
 
 def test_the_bound_is_max_tokens_times_n_else_the_models_maximum_else_the_dearest_so_far() -> None:
     async def main() -> None:
-        assert await budget(1e9).reserve(request(10, n=3)) == 30.0
-        assert await budget(1e9, most_output=500).reserve(request(None)) == 500.0
+        assert await budget(1e9).reserve([request(10, n=3)]) == 30.0
+        assert await budget(1e9, most_output=500).reserve([request(None)]) == 500.0
         money = budget(1e9)
-        money.settle(await money.reserve(request(None)), 7.0)
-        assert await money.reserve(request(None)) == 7.0
+        money.settle(await money.reserve([request(None)]), 7.0)
+        assert await money.reserve([request(None)]) == 7.0
 
     run_virtually(main())

@@ -12,24 +12,14 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "pipeline"
 FLOORS = {
-    0: {"records", "errors", "presets", "jsonio"},
-    1: {"job", "source", "template", "gateways", "stream", "budget", "retry", "accounting", "journal", "sink", "progress"},
-    2: {"client", "backlog", "pool", "simulator"},
-    3: {
-        "feed",
-        "workspace",
-        "results",
-        "selection",
-        "signals",
-        "run",
-        "export",
-        "status",
-        "verify",
-        "trial",
-        "ending",
-        "entry",
-    },
-    4: {"cli", "demo", "__init__", "__main__"},
+    0: set("records errors presets jsonio".split()),
+    1: set("job source template gateways stream budget drift retry accounting journal sink progress".split()),
+    2: set("client backlog packs pool simulator".split()),
+    3: set(
+        "guards workspace feed run entry signals selection results export status verify trial ending preflight plan "
+        "models".split()
+    ),
+    4: {"cli", "__init__", "__main__"},
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules}
 SIDEWAYS = {("sink", "journal")}

@@ -12,10 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from conftest import Server, clean_environment
-from filled import job_for
-
-from pipeline.journal import Journal
-from pipeline.workspace import make_folder, opened
+from filled import answered, job_for, workspace
 
 MB = 1024 * 1024
 # What getrusage says of a child includes the process it was forked from; the kernel's own mark of the child does not.
@@ -64,41 +61,29 @@ def numbered(path: Path, rows: int, line: str) -> Path:
     return path
 
 
-REPLY = (
-    '{"id":"chatcmpl-1","object":"chat.completion","created":1,"model":"served","choices":[{"index":0,"message":{"role":'
-    '"assistant","content":"the answer to row NUMBER, in a few words"},"finish_reason":"stop","logprobs":null}],"usage":'
-    '{"prompt_tokens":20,"completion_tokens":9,"total_tokens":29},"system_fingerprint":"fp_0123456789"}'
-)
-FILL = """
-BEGIN;
-INSERT INTO outcome (no, custom_id, fingerprint, status, model, served_model, finish_reason, prompt_tokens,
-    completion_tokens, usage_estimated, cost_source, sent, lost, latency_s, request_id, completed_at, run)
-SELECT no, custom_id, fingerprint, 'succeeded', 'asked', 'served', 'stop', 20, 9, 0, 'unknown', 1, 0, 0.5, 'req-' || no,
-    1700000000 + no, 1 FROM input;
-INSERT INTO reply SELECT no, CAST(replace('%s', 'NUMBER', no) AS BLOB) FROM input;
-COMMIT;
-"""
+OF_ITS_OWN = {
+    "no": "i.no",
+    "custom_id": "i.custom_id",
+    "fingerprint": "i.fingerprint",
+    "request_id": "t.request_id || i.no",
+    "body": "CAST(replace(CAST(t.body AS TEXT), 'NUMBER', i.no) AS BLOB)",
+}
 
 
 @pytest.fixture
 def million(tmp_path: Path) -> Iterator[Path]:
-    """The run folder of a job whose million rows are all answered."""
-    rows = numbered(
-        tmp_path / "in.jsonl", 1_000_000, '{"id":%d,"title":"a title","text":"some words of a short row","x":0.5}\n'
-    )
+    """The run folder of a job whose million rows are all answered: the first as ever, the others as copies of it."""
+    line = '{"id":%d,"title":"a title","text":"some words of a short row","x":0.5}\n'
+    rows = numbered(tmp_path / "in.jsonl", 1_000_000, line)
     job = job_for(rows, tmp_path / "out.jsonl", input__id="id", request__prompt="{{ title }} {{ text }}")
-    make_folder(job)
-    with opened(job, slots=1, adopt=False) as space:
-        fill(space.journal, lambda: space.feed.index(space.spec, tick=lambda _: None))
+    with workspace(job, lambda request: answered(request, "the answer to row NUMBER, in a few words"), most=1) as space:
+        db = space.journal.db
+        for table in ("outcome", "reply"):
+            names = [name for (name,) in db.execute(f"SELECT name FROM pragma_table_info('{table}')")]
+            values = ", ".join(OF_ITS_OWN.get(name, f"t.{name}") for name in names)
+            db.execute(f"INSERT INTO {table} SELECT {values} FROM input i, {table} t WHERE t.no = 1 AND i.no > 1")
     yield job.run_folder
     rows.unlink()  # pytest keeps the folders of three runs
-
-
-def fill(journal: Journal, index: Callable[[], object]) -> None:
-    journal.start_run()
-    index()
-    journal.db.executescript(FILL % REPLY)
-    journal.end_run("finished")
 
 
 @pytest.mark.slow

@@ -7,10 +7,13 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import duckdb
@@ -32,11 +35,13 @@ from filled import (
     some,
     workspace,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion
 
 import pipeline.results
 import pipeline.sink.parquet
-from pipeline import Wishes
+from pipeline import Wishes, run
 from pipeline.errors import IncompleteError, InterruptedRunError, JobError, PipelineError
 from pipeline.export import export_folder
 from pipeline.records import Outcome, Request
@@ -70,10 +75,10 @@ def test_a_part_of_the_rows(tmp_path: Path, ending: str) -> None:
                 ]
     with pytest.raises(IncompleteError, match="1 rows have no outcome yet"):
         again(job.run_folder, tmp_path / "whole.jsonl")
-    assert again(job.run_folder, tmp_path / "part.jsonl", selection="partial") == 3
+    assert again(job.run_folder, tmp_path / "part.jsonl", selection="partial") == (3, 1)
 
 
-def again(run_folder: Path, path: Path, **changes: Any) -> int:
+def again(run_folder: Path, path: Path, **changes: Any) -> tuple[int, int]:
     asked: dict[str, Any] = {"output_format": None, "selection": "all", "results_only": False, "input_path": None}
     return export_folder(run_folder, path, **{**asked, **changes})
 
@@ -121,6 +126,61 @@ def test_an_id_column_called_custom_id_stands_once(tmp_path: Path) -> None:
     assert list(read(tmp_path / "out.jsonl")[0]) == ["custom_id", "a", *RESULTS]
 
 
+# ---------------------------------------------------------------- answers of every kind
+
+ANSWERS = st.lists(
+    st.text(st.characters(codec="utf-8") | st.sampled_from('",;\n\r\t\0'), max_size=20), min_size=1, max_size=5
+)
+
+
+@settings(deadline=None, max_examples=80)
+@given(answers=ANSWERS, ending=st.sampled_from(["parquet", "jsonl", "csv"]))
+def test_an_answer_arrives_as_it_was_given(answers: list[str], ending: str) -> None:
+    with TemporaryDirectory() as name:
+        source = write_jsonl(Path(name) / "in.jsonl", [{"id": answer + str(at)} for at, answer in enumerate(answers)])
+        job = job_for(source, Path(name) / f"out.{ending}", input__id="id")
+        exported(job, lambda request: answered(request, request.custom_id[:-1]))
+        assert [(row["custom_id"][:-1], row["content"]) for row in read(job.output.path)] == [(a, a) for a in answers]
+
+
+HALF = json.dumps(
+    {"choices": [{"message": {"role": "assistant", "content": "caf\u00e9 \ud83d"}, "finish_reason": "length"}]}
+)
+
+
+class Halves(BaseHTTPRequestHandler):
+    """A gateway whose answers are cut off in the middle of an emoji, escaped as ASCII."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(HALF)))
+        self.end_headers()
+        self.wfile.write(HALF.encode())
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing."""
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv", "batch"])
+def test_an_answer_cut_off_inside_an_emoji_is_an_answer(tmp_path: Path, kind: str) -> None:
+    write_jsonl(tmp_path / "in.jsonl", [{"text": "x"}])
+    with ThreadingHTTPServer(("127.0.0.1", 0), Halves) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            url = f"http://127.0.0.1:{server.server_port}/v1"
+            job = job_for(tmp_path / "in.jsonl", tmp_path / "out", gateway__base_url=url, output__format=kind)
+            assert run(job).exit_code == 0
+        finally:
+            server.shutdown()
+    if kind == "batch":
+        (line,) = read_jsonl(job.output.path)
+        assert line["response"]["body"]["choices"][0]["message"]["content"] == "café \ufffd"
+    else:
+        job.output.path.rename(tmp_path / f"out.{kind}")
+        assert read(tmp_path / f"out.{kind}")[0]["content"] == "café \ufffd"
+
+
 # ---------------------------------------------------------------- OpenAI's own pair of files
 
 
@@ -153,7 +213,7 @@ def test_batch_output_is_what_openai_gives(tmp_path: Path) -> None:
     names = [line["id"] for line in found + errors]
     assert all(name.startswith("batch_req_") for name in names)
     assert len(set(names)) == 4  # though all four asked the same
-    assert again(job.run_folder, tmp_path / "mine.jsonl", output_format="batch") == 4
+    assert again(job.run_folder, tmp_path / "mine.jsonl", output_format="batch") == (4, 0)
     assert len(read_jsonl(tmp_path / "mine.error.jsonl")) == 1
 
 

@@ -275,7 +275,7 @@ def same(value: Any, found: Any) -> bool:
     return not isinstance(found, bool) and isinstance(found, int | float) and value == found
 
 
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=250)
 @given(rows=json_rows(), step=st.integers(1, 4))
 def test_json_comes_back_from_parquet(rows: list[dict[str, Any]], step: int) -> None:
     rows[0] = {**rows[0], "number": 1}  # an input has columns

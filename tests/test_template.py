@@ -545,7 +545,7 @@ def test_a_batch_line_is_sent_as_it_stands() -> None:
         (
             {"body": ASKED, "url": "/v1/nothing"},
             None,
-            "'url' is '/v1/nothing'; this version takes /v1/chat/completions",
+            "'url' is '/v1/nothing'; this version takes /v1/chat/completions, /v1/completions, /v1/embeddings",
         ),
         ({"body": ASKED, "url": None}, None, "'url' is None"),
     ],

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.cli.options import again, job_of, job_options, redo_options, wishes_of
+from pipeline.cli.options import again, gateway_of, gateway_options, job_of, job_options, redo_options, wishes_of
 from pipeline.errors import PipelineError, UsageError
 
 if TYPE_CHECKING:
@@ -90,6 +90,56 @@ def try_command(rows: int, sample: bool, **given: Any) -> int:
         return 0
     click.echo(summary.reason, err=True)
     return summary.exit_code
+
+
+@cli.command("plan")
+@job_options
+@click.option("--show", type=click.IntRange(min=1), metavar="N", help="Print the exact bodies of N pending rows.")
+def plan_command(show: int | None, **given: Any) -> int:
+    """What a run would do: rows, tokens, cost, time, disk; whether key and model are fine. Nothing is sent that is paid.
+
+    \b
+    Examples:
+      pipeline plan jobs/label_tickets.toml
+      pipeline plan jobs/label_tickets.toml --show 2
+    """
+    import asyncio
+
+    from pipeline.plan import plan
+    from pipeline.plan.words import described
+
+    found = asyncio.run(plan(job_of(given), show=show or 0))
+    if given["as_json"]:
+        _print_json(asdict(found))
+    else:
+        click.echo(described(found))
+    return found.exit_code
+
+
+@cli.command("models")
+@gateway_options
+def models_command(as_json: bool, **given: Any) -> int:
+    """The models a gateway lists for your key: mode, context, prices per million tokens, prompt caching, status.
+
+    \b
+    Examples:
+      pipeline models -g cborg
+      pipeline models -g lumen --base-url https://lumen.example.edu --json
+    """
+    import asyncio
+
+    from pipeline.models import listed, table
+
+    found = asyncio.run(listed(gateway_of(given)))
+    if found.error is not None:
+        raise found.error
+    for text in found.warnings:
+        click.echo(text, err=True)
+    if as_json:
+        _print_json([asdict(info) for info in found.models.values()])
+    elif found.models:
+        click.echo(table(list(found.models.values())))
+    return 0 if found.models else 4
 
 
 @cli.command("status")

@@ -50,6 +50,18 @@ def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+_GATEWAY_KEYS = ("gateway", "gateway.base_url", "gateway.api_key_env")
+
+
+def gateway_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that describe a gateway alone."""
+    command = click.option("--json", "as_json", is_flag=True, help="Print one JSON array on stdout.")(command)
+    for flags, key, variable, kind, text in reversed(_JOB_OPTIONS):
+        if key in _GATEWAY_KEYS:
+            command = click.option(*flags, key.replace(".", "__"), envvar=variable, type=kind, help=text)(command)
+    return command
+
+
 def redo_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that ask once for done rows to be done again."""
     options = [
@@ -57,6 +69,7 @@ def redo_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--redo", multiple=True, metavar="COLUMN=VALUE", help="Send rows again whose result column has this value (also COLUMN!=VALUE)."),
         click.option("--redo-ids", type=click.Path(), metavar="FILE", help="Send the rows again that FILE names, an id a line."),
         click.option("--accept-changes", is_flag=True, help="Send done rows again whose request changed, however many; take over a folder of another input."),
+        click.option("--allow-model-change", is_flag=True, help="Go on although another model answers under the same name (embeddings)."),
         click.option("--accept-failed", is_flag=True, help="The rows that failed are fine: exit 0 from now on."),
     ]  # fmt: skip
     for option in reversed(options):
@@ -98,6 +111,18 @@ def _setting(text: str) -> tuple[tuple[str, ...], Any]:
         return tuple(path), value
 
 
+def gateway_of(given: Mapping[str, Any]) -> Job:
+    """A job that has a gateway and nothing to do."""
+    from pipeline.job import Job
+
+    overrides: dict[tuple[str, ...], Any] = {
+        tuple(key.split(".")): value for key in _GATEWAY_KEYS if (value := given[key.replace(".", "__")]) is not None
+    }
+    if not overrides:
+        raise UsageError("which gateway? Give -g NAME, or --base-url URL")
+    return Job.load(None, overrides={**overrides, ("input", "path"): "-", ("output", "path"): "models.jsonl"})
+
+
 def wishes_of(given: Mapping[str, Any]) -> Wishes:
     """What this one call asks for besides the job."""
     from pipeline.run import Wishes
@@ -114,11 +139,12 @@ def wishes_of(given: Mapping[str, Any]) -> Wishes:
         ),
         accept_changes=given["accept_changes"],
         accept_failed=given["accept_failed"],
+        allow_model_change=given["allow_model_change"],
     )
 
 
 _ONCE_WITH_VALUE = ("--redo", "--redo-ids")
-_ONCE = (*_ONCE_WITH_VALUE, "--retry-failed", "--accept-changes", "--accept-failed")
+_ONCE = (*_ONCE_WITH_VALUE, "--retry-failed", "--accept-changes", "--accept-failed", "--allow-model-change")
 
 
 def again(arguments: Sequence[str]) -> str:

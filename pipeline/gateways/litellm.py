@@ -9,11 +9,12 @@ import math
 from dataclasses import replace
 from typing import Any, ClassVar
 
+from pipeline.gateways.catalogue import litellm_key, litellm_models
 from pipeline.gateways.complaint import complaint_of, retry_after
 from pipeline.gateways.openai import BASE_RULES, BUDGET, RECHECK_KEY_S, Announced, OpenAI
 from pipeline.gateways.rules import Rule
 from pipeline.jsonio import loads
-from pipeline.records import Cost, Kind, Reply, Request, Scope, Verdict
+from pipeline.records import Cost, KeyInfo, Kind, ModelInfo, Reply, Request, Scope, Verdict
 
 _CALL_ID = "x-litellm-call-id"  # the proxy's own refusals at the door (key, budget, malformed JSON) come without it
 _NO_RETRIES = b'"num_retries":0'
@@ -125,6 +126,23 @@ class LiteLLM(OpenAI):
     """A LiteLLM proxy."""
 
     rules: ClassVar[tuple[Rule, ...]] = (*LITELLM_RULES, *BASE_RULES)
+    catalogue_path: ClassVar[str] = "/model/info"
+    usable_path: ClassVar[str | None] = "/v1/models"
+    key_path: ClassVar[str | None] = "/key/info"
+    lists_all: ClassVar[bool] = True
+    absent_means: ClassVar[str] = "it does not exist, or this key may not use it"
+
+    def catalogue_root(self, base_url: str) -> str:
+        """These are beside ``/v1``, not under it; everything else works with and without."""
+        return base_url.removesuffix("/v1")
+
+    def models(self, reply: Reply) -> list[ModelInfo]:
+        """``/model/info`` tells prices; ``/v1/models`` hardly more than names."""
+        return litellm_models(reply.json) or super().models(reply)
+
+    def key(self, reply: Reply) -> KeyInfo | None:
+        """Spend, budget and limits; the limits may be null even where there are some."""
+        return litellm_key(reply.json)
 
     def headers(self, call_id: str) -> dict[str, str]:
         """The proxy takes our call id for its own: its spend log can be asked for it."""

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from pipeline.gateways.catalogue import lumen_models
 from pipeline.gateways.openai import BASE_RULES, RECHECK_KEY_S, WRONG_ADDRESS, OpenAI, body_id
 from pipeline.gateways.rules import Rule
 from pipeline.jsonio import dumps, loads
-from pipeline.records import Kind, Reply, Request, Verdict
+from pipeline.records import CHAT, Kind, ModelInfo, Reply, Request, Verdict
 
 POLL_MODEL_S = 60.0  # Lumen itself looks after its models once a minute
 # Any other name at the top makes Lumen answer 500 without asking the model.
@@ -118,6 +119,13 @@ class Lumen(OpenAI):
     """A Lumen server."""
 
     rules: ClassVar[tuple[Rule, ...]] = (*LUMEN_RULES, *BASE_RULES)
+    endpoints: ClassVar[frozenset[str]] = frozenset({CHAT})  # its /completions drops every parameter
+    lists_all: ClassVar[bool] = True
+    absent_means: ClassVar[str] = "acknowledge it once on Lumen's web page (some need that), or ask for access"
+
+    def models(self, reply: Reply) -> list[ModelInfo]:
+        """Those that this key may use now, with prices in coins; models that are down stay listed."""
+        return lumen_models(reply.json)
 
     def api_root(self, base_url: str) -> str:
         """Its API is under ``/v1`` and nowhere else; the base URL may be given with or without."""

@@ -8,11 +8,24 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-import orjson
-
+from pipeline.gateways.catalogue import openai_models
 from pipeline.gateways.complaint import complaint_of, retry_after
 from pipeline.gateways.rules import Rule
-from pipeline.records import Completion, Cost, Kind, Reply, Request, Usage, Verdict
+from pipeline.jsonio import dumps, loads
+from pipeline.records import (
+    CHAT,
+    COMPLETIONS,
+    EMBEDDINGS,
+    Completion,
+    Cost,
+    KeyInfo,
+    Kind,
+    ModelInfo,
+    Reply,
+    Request,
+    Usage,
+    Verdict,
+)
 
 RECHECK_KEY_S = 60.0
 RECHECK_ADDRESS_S = 600.0  # an ingress without its service answers 404 for as long as that takes to install
@@ -117,6 +130,12 @@ class OpenAI:
     """How one family of gateways is spoken to and understood. ``rules`` ends with one that fits everything."""
 
     rules: ClassVar[tuple[Rule, ...]] = BASE_RULES
+    endpoints: ClassVar[frozenset[str]] = frozenset({CHAT, COMPLETIONS, EMBEDDINGS})
+    catalogue_path: ClassVar[str] = "/models"
+    usable_path: ClassVar[str | None] = None  # what this key may use, where the catalogue has more
+    key_path: ClassVar[str | None] = None
+    lists_all: ClassVar[bool] = False  # a model that is not listed cannot be used
+    absent_means: ClassVar[str] = ""  # why a model may be missing
 
     def __init__(self, *, model_is_the_rows: bool = False, client_retries: bool = True) -> None:
         """``model_is_the_rows``: rows name their own models, so an unknown model is the row's fault, not the run's.
@@ -132,6 +151,10 @@ class OpenAI:
         """Where this family's endpoints begin, given the base URL of a job."""
         return base_url
 
+    def catalogue_root(self, base_url: str) -> str:
+        """Where the unpaid endpoints begin, given the base URL of a job."""
+        return self.api_root(base_url)
+
     def headers(self, call_id: str) -> dict[str, str]:
         """What identifies this attempt on the wire (OpenAI keeps it in its logs)."""
         return {"X-Client-Request-Id": call_id}
@@ -146,9 +169,9 @@ class OpenAI:
 
     # what comes back
 
-    def classify(self, reply: Reply) -> Verdict:
+    def classify(self, reply: Reply, endpoint: str = CHAT) -> Verdict:
         """What this reply means. Never raises."""
-        if reply.status == 200 and _is_answer(reply.json):
+        if reply.status == 200 and _is_answer(reply.json, endpoint):
             return _OK
         if reply.failure is not None:
             sent, code, message = reply.failure.sent, reply.failure.code, reply.failure.message
@@ -172,13 +195,20 @@ class OpenAI:
     def _retry_after(self, reply: Reply) -> float | None:
         return retry_after(reply)
 
-    def completion(self, reply: Reply) -> Completion:
+    def completion(self, reply: Reply, endpoint: str = CHAT) -> Completion:
         """The answer in a reply that was classified OK."""
+        if endpoint == EMBEDDINGS:
+            return embedding_of(reply, model=self.served_model(reply))
         return completion_of(reply.json, reply.body, model=self.served_model(reply))
 
     def content(self, raw: bytes) -> str | None:
         """The answer's text in a body the journal kept; results are made from these."""
-        return completion_of(orjson.loads(raw), raw, model=None).content
+        body = loads(raw)
+        if "choices" not in body:  # several vectors that one batch line asked for
+            return dumps(
+                [item["embedding"] for item in sorted(body["data"], key=lambda item: item.get("index", 0))]
+            ).decode()
+        return completion_of(body, raw, model=None).content
 
     def served_model(self, reply: Reply) -> str | None:
         """The model that answered, which need not be the one asked."""
@@ -193,6 +223,14 @@ class OpenAI:
         """The key's limits, as far as this reply tells them."""
         return Announced()
 
+    def models(self, reply: Reply) -> list[ModelInfo]:
+        """The models in a reply of ``catalogue_path`` or ``usable_path``."""
+        return openai_models(reply.json)
+
+    def key(self, reply: Reply) -> KeyInfo | None:
+        """What a reply of ``key_path`` tells about the key."""
+        return None
+
     def request_id(self, reply: Reply) -> str | None:
         """The gateway's own name for this exchange, to quote to its operators."""
         return reply.headers.get("x-request-id") or body_id(reply)
@@ -204,13 +242,22 @@ def body_id(reply: Reply) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def _is_answer(body: Any) -> bool:
-    return isinstance(body, dict) and not body.get("error") and message_in(body) is not None
+def _is_answer(body: Any, endpoint: str) -> bool:
+    if not isinstance(body, dict) or body.get("error"):
+        return False
+    if endpoint == EMBEDDINGS:
+        data = body.get("data")
+        return (
+            isinstance(data, list)
+            and bool(data)
+            and all(isinstance(item, dict) and "embedding" in item for item in data)
+        )
+    return (message_in(body) if endpoint == CHAT else text_in(body)) is not None
 
 
 def completion_of(body: dict[str, Any], raw: bytes, *, model: str | None) -> Completion:
-    """Read a chat completion body; also used when results are made again from the journal."""
-    message = message_in(body) or {}
+    """Read a chat (or legacy) completion body; also used when results are made again from the journal."""
+    message = message_in(body) or {"content": text_in(body)}
     content = text_of(message.get("content"))
     finish_reason = body["choices"][0].get("finish_reason")
     remark = None
@@ -228,6 +275,14 @@ def completion_of(body: dict[str, Any], raw: bytes, *, model: str | None) -> Com
     )
 
 
+def embedding_of(reply: Reply, *, model: str | None) -> Completion:
+    """The answer to an embeddings call; its body is the vectors where ``packs`` has read them."""
+    usage = usage_of(reply.json.get("usage"))
+    if usage.prompt_tokens is not None and usage.completion_tokens is None:
+        usage = replace(usage, completion_tokens=0)  # nothing is written: OpenAI leaves it out
+    return Completion(content=None, finish_reason=None, model=model, usage=usage, raw=reply.body)
+
+
 def message_in(body: dict[str, Any]) -> dict[str, Any] | None:
     """The first choice's message, or None when the reply has none."""
     choices = body.get("choices")
@@ -235,6 +290,13 @@ def message_in(body: dict[str, Any]) -> dict[str, Any] | None:
         return None
     message = choices[0].get("message")
     return message if isinstance(message, dict) else None
+
+
+def text_in(body: dict[str, Any]) -> str | None:
+    """The first choice's text in a reply to a legacy completion."""
+    choices = body.get("choices")
+    text = choices[0].get("text") if isinstance(choices, list) and choices and isinstance(choices[0], dict) else None
+    return text if isinstance(text, str) else None
 
 
 def text_of(content: Any) -> str | None:

@@ -6,18 +6,14 @@ Order: option > environment (``PIPELINE_*``) > job file > preset. All problems a
 from __future__ import annotations
 
 import ipaddress
-import math
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 from urllib.parse import urlsplit
 
 from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
     SecretStr,
     ValidationError,
@@ -28,6 +24,8 @@ from pydantic import (
 from pipeline.errors import JobError
 from pipeline.job.key import key_from_file, key_from_variable
 from pipeline.job.layers import anchor, lay, merge, read_toml
+from pipeline.job.request import RequestSettings
+from pipeline.job.table import FilePath, Table, Text
 from pipeline.job.words import problems
 from pipeline.presets import DEFAULT_KEY_VARIABLE, PRESETS, Preset
 
@@ -39,29 +37,10 @@ FORMAT_OF_ENDING: dict[str, OutputFormat] = {
     ".ndjson": "jsonl",
     ".csv": "csv",
 }
-_RESERVED_PARAMS = {
-    "model": "'model' has a place of its own: model = ... at the top of the job, or -m MODEL",
-    "messages": "'messages' are made from request.prompt and request.system, or come in a column of that name",
-    "stream": "'stream' cannot be set: answers come whole",
-}
 _ENDPOINT = re.compile(r"/(chat/completions|completions|embeddings|responses)/*$")
 
 
-def _not_empty(value: Any) -> Any:
-    if isinstance(value, str) and not value.strip():
-        raise ValueError("must not be empty")
-    return value
-
-
-Text = Annotated[str, BeforeValidator(_not_empty)]
-FilePath = Annotated[Path, BeforeValidator(_not_empty), Field(strict=False)]
-
-
-class _Table(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class Gateway(_Table):
+class Gateway(Table):
     """``[gateway]``: which server, with which key, and how to reach it. Times in seconds.
 
     ``stream`` asks for every answer in events (a retry after a timeout does so by itself), ``idle_timeout`` bounds the
@@ -106,43 +85,14 @@ class Gateway(_Table):
         return self
 
 
-class Input(_Table):
+class Input(Table):
     """``[input]``: the prompt set. ``path`` is a file, glob or folder, or ``-`` for JSONL on standard input."""
 
     path: Text
     id: Text | None = None
 
 
-class RequestSettings(_Table):
-    """``[request]``: how a row becomes a request."""
-
-    system: str | None = None
-    prompt: Text | None = None
-    prompt_file: FilePath | None = None
-    params: dict[str, Any] = Field(default_factory=dict)
-    replace_model: bool = False
-    on_length: Literal["keep", "fail"] = "keep"
-
-    @field_validator("params")
-    @classmethod
-    def _no_reserved(cls, params: dict[str, Any]) -> dict[str, Any]:
-        for name, value in params.items():
-            if name in _RESERVED_PARAMS:
-                raise ValueError(_RESERVED_PARAMS[name])
-            if not _is_json(value):
-                raise ValueError(
-                    f"{name} is no JSON value: expected text, a finite number of 64 bits, true, false, a list or a table"
-                )
-        return params
-
-    @model_validator(mode="after")
-    def _one_prompt(self) -> Self:
-        if self.prompt is not None and self.prompt_file is not None:
-            raise ValueError("prompt and prompt_file are both given; keep one")
-        return self
-
-
-class Limits(_Table):
+class Limits(Table):
     """``[limits]``: what ends a row, and what ends a run. ``max_attempts`` counts tries that went wrong through the server.
 
     ``max_cost`` is for one run, ``max_cost_total`` for all runs of a journal, both in the unit of the model's price.
@@ -153,7 +103,7 @@ class Limits(_Table):
     max_cost_total: float | None = Field(default=None, gt=0)
 
 
-class Output(_Table):
+class Output(Table):
     """``[output]``: the results file. ``keep`` names the input columns to keep (None: all)."""
 
     path: FilePath
@@ -162,7 +112,7 @@ class Output(_Table):
     prefix: str = ""
 
 
-class Price(_Table):
+class Price(Table):
     """``[prices."MODEL"]``: per million tokens, in ``unit``."""
 
     input_per_million: float = Field(ge=0)
@@ -171,7 +121,7 @@ class Price(_Table):
     unit: Literal["USD", "coins"] = "USD"
 
 
-class Job(_Table):
+class Job(Table):
     """Everything a run needs to know. Make one with ``Job.load`` or, in Python, ``Job(model=..., input=..., ...)``."""
 
     gateway: Gateway = Field(default_factory=Gateway)
@@ -259,6 +209,16 @@ class Job(_Table):
         return self.gateway.concurrency or self.preset.concurrency
 
     @property
+    def pack(self) -> int:
+        """How many rows a call asks for at the most."""
+        return self.request.pack if self.request.endpoint == "embeddings" else 1
+
+    @property
+    def rows_at_once(self) -> int:
+        """How many rows can be in flight."""
+        return self.concurrency * self.pack
+
+    @property
     def output_format(self) -> OutputFormat:
         """The results file's format."""
         return self.output.format or FORMAT_OF_ENDING[self.output.path.suffix.lower()]
@@ -281,21 +241,6 @@ class Job(_Table):
         needed = self.gateway.api_key_env is not None or name != DEFAULT_KEY_VARIABLE
         key = key_from_variable(name, environ.get(name, ""), needed=needed)
         return None if key is None else SecretStr(key)
-
-
-def _is_json(value: Any) -> bool:
-    match value:
-        case dict():
-            return all(_is_json(member) for member in value.values())
-        case list():
-            return all(_is_json(item) for item in value)
-        case float():
-            return math.isfinite(value)
-        case bool():
-            return True
-        case int():
-            return -(2**63) <= value < 2**64
-    return value is None or isinstance(value, str)
 
 
 def _base_url(url: str) -> str:

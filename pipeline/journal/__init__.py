@@ -107,6 +107,10 @@ class Journal:
         """A transaction over whatever is done to the journal in its block."""
         return store.transaction(self.db)
 
+    def put_back(self) -> AbstractContextManager[None]:
+        """A transaction that leaves nothing behind of what is done to the journal in its block."""
+        return store.undone(self.db)
+
     def index(self) -> Index:
         """The index of the input."""
         return Index(self.db)

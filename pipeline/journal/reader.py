@@ -38,12 +38,14 @@ class Projected(NamedTuple):
     earlier_lost: int | None
     earlier_cost: float | None
     body: bytes | None
+    form: str | None
 
 
 _PROJECTION = """
 SELECT i.line, i.no, i.custom_id, i.fingerprint, o.status, o.error_code, o.error_message, o.model, o.served_model,
     o.finish_reason, o.prompt_tokens, o.completion_tokens, o.cached_tokens, o.reasoning_tokens, o.usage_estimated, o.cost,
-    o.cost_unit, o.cost_source, o.sent, o.lost, o.latency_s, o.request_id, o.completed_at, s.attempts, s.lost, s.cost, r.body
+    o.cost_unit, o.cost_source, o.sent, o.lost, o.latency_s, o.request_id, o.completed_at, s.attempts, s.lost, s.cost, r.body,
+    r.form
 FROM input i LEFT JOIN outcome o ON o.no = i.no LEFT JOIN reply r ON r.no = i.no
     LEFT JOIN temp.spent s ON s.fingerprint = i.fingerprint AND s.custom_id = i.custom_id
 WHERE i.file = (SELECT file FROM file WHERE path = ?) AND i.line BETWEEN ? AND ? ORDER BY i.line
@@ -67,6 +69,13 @@ class Projection:
     def stretch(self, path: str, first: int, last: int) -> Iterator[Projected]:
         """Rows of one stretch of a file, in its order."""
         return map(Projected._make, self._db.execute(_PROJECTION, (path, first, last)))
+
+    def dimensions(self) -> list[int]:
+        """How many numbers the vectors of the present input have; more than one entry where they differ."""
+        rows = self._db.execute(
+            "SELECT DISTINCT length(r.body) / 4 FROM input i JOIN reply r ON r.no = i.no WHERE r.form = 'float32'"
+        )
+        return sorted(size for (size,) in rows)
 
     def files(self) -> list[tuple[str, str, int]]:
         """(path, mark, rows) of the input files, in input order."""
@@ -148,6 +157,24 @@ def failures(db: sqlite3.Connection, *, examples: int = 3) -> list[tuple[str, in
         ).fetchall()
         found.append((str(code), int(count), [str(row[0]) for row in rows], str(rows[0][1])))
     return found
+
+
+def spent(db: sqlite3.Connection) -> float:
+    """What all runs of this journal have cost, as far as it is known, rows that are gone or changed included."""
+    return float(
+        db.execute("SELECT (SELECT total(cost) FROM outcome) + (SELECT total(cost) FROM attempt)").fetchone()[0]
+    )
+
+
+def seen_models(db: sqlite3.Connection) -> dict[str, set[str]]:
+    """Which models have answered under each name, for the rows of the present input that are not done again."""
+    seen: dict[str, set[str]] = {}
+    for model, served in db.execute(
+        "SELECT DISTINCT o.model, o.served_model FROM input i JOIN outcome o ON o.no = i.no "
+        "WHERE o.model IS NOT NULL AND o.served_model IS NOT NULL AND NOT o.redo"
+    ):
+        seen.setdefault(model, set()).add(served)
+    return seen
 
 
 def served_models(db: sqlite3.Connection) -> dict[str, int]:

@@ -39,7 +39,7 @@ CREATE TABLE outcome (
     usage_estimated INTEGER NOT NULL, cost REAL, cost_unit TEXT, cost_source TEXT NOT NULL, sent INTEGER NOT NULL, lost INTEGER NOT NULL,
     latency_s REAL, request_id TEXT, completed_at REAL NOT NULL, run INTEGER NOT NULL,
     redo INTEGER NOT NULL DEFAULT 0, accepted INTEGER NOT NULL DEFAULT 0, superseded INTEGER NOT NULL DEFAULT 0);
-CREATE TABLE reply (no INTEGER PRIMARY KEY, body BLOB NOT NULL);
+CREATE TABLE reply (no INTEGER PRIMARY KEY, body BLOB NOT NULL, form TEXT NOT NULL);
 CREATE TABLE attempt (
     custom_id TEXT NOT NULL, fingerprint BLOB NOT NULL, call_id TEXT NOT NULL, code TEXT NOT NULL, lost INTEGER NOT NULL,
     cost REAL, at REAL NOT NULL, run INTEGER NOT NULL);
@@ -161,6 +161,16 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
         db.execute("ROLLBACK")
         raise
     db.execute("COMMIT")
+
+
+@contextmanager
+def undone(db: sqlite3.Connection) -> Iterator[None]:
+    """Whatever the block does is seen in it, and gone after it."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    finally:
+        db.execute("ROLLBACK")
 
 
 def get(db: sqlite3.Connection, key: str) -> str | None:

@@ -85,6 +85,19 @@ class Writer:
             self._gathered.append((record, entry))
             self._work.set()
 
+    async def keep_all(self, records: Sequence[Record], entries: Sequence[int]) -> None:
+        """Hand over the records of one call, pairwise with their entries; one transaction holds all of them."""
+        try:
+            while self._undurable_after(len(records)) > self._slots:
+                self._room.clear()
+                await self._room.wait()
+        finally:
+            self._gathered.extend(zip(records, entries, strict=True))
+            self._work.set()
+
+    def _undurable_after(self, more: int) -> int:
+        return self.undurable + more if self.undurable else 0  # what is larger than all room goes in alone
+
     def close(self) -> None:
         """Write what is left, then let ``write`` return."""
         self._closing = True
@@ -124,8 +137,12 @@ class Writer:
                 self._db.executemany("DELETE FROM reply WHERE no = ?", [(outcome.index,) for outcome in outcomes])
             self._db.executemany(_INSERT_OUTCOME, [_outcome_values(outcome, self._run) for outcome in outcomes])
             self._db.executemany(
-                "INSERT INTO reply VALUES (?, ?)",
-                [(outcome.index, outcome.completion.raw) for outcome in outcomes if outcome.completion is not None],
+                "INSERT INTO reply VALUES (?, ?, ?)",
+                [
+                    (outcome.index, outcome.completion.raw, outcome.completion.form)
+                    for outcome in outcomes
+                    if outcome.completion is not None
+                ],
             )
 
     def _done(self) -> None:

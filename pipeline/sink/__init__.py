@@ -19,10 +19,11 @@ from pipeline.journal.reader import Projected, Projection
 from pipeline.sink.atomic import AtomicFile, sync_folder
 from pipeline.sink.columns import TYPES, Layout, ReadContent, layout, matching, values
 from pipeline.sink.text import BatchWriter, CsvWriter, JsonlWriter, RowWriter
+from pipeline.sink.vectors import numbers as vector_numbers
 
 __all__ = [
     "TYPES", "AtomicFile", "Layout", "Plan", "Selection", "Stretch", "error_file", "layout", "matching", "sync_folder",
-    "values", "write_meta", "write_results",
+    "values", "vector_numbers", "write_meta", "write_results",
 ]  # fmt: skip
 
 Selection = Literal["all", "partial", "failed"]
@@ -98,7 +99,8 @@ def _write_parquet(projection: Projection, plan: Plan, file: AtomicFile) -> int:
 
     count = 0
     kept = _kept_schema(plan)
-    writer = parquet.ParquetWriter(file, kept, plan.layout, plan.read_content, plan.metadata)
+    dimensions = projection.dimensions() if plan.layout.vectors else []
+    writer = parquet.ParquetWriter(file, kept, plan.layout, plan.read_content, plan.metadata, dimensions)
     try:
         for stretch in plan.stretches():
             if plan.arrow is not None and stretch.chunk is not None:

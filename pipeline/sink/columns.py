@@ -9,8 +9,10 @@ from typing import Any
 
 from pipeline.errors import JobError
 from pipeline.journal.reader import Projected
+from pipeline.sink.vectors import numbers
 
 ReadContent = Callable[[bytes], str | None]
+ReadVector = Callable[[bytes], Any]
 
 TYPES: dict[str, str] = {
     "custom_id": "string",
@@ -42,20 +44,26 @@ TYPES: dict[str, str] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """Which columns the results have: the kept ones of the input, then the result columns under their final names."""
+    """Which columns the results have: the kept ones of the input, then the result columns under their final names.
+
+    ``vectors``: the answers are vectors, in ``embedding`` in place of ``content``.
+    """
 
     kept: tuple[str, ...]
     results: tuple[str, ...]
+    vectors: bool = False
 
 
-def layout(*, columns: Sequence[str], keep: Sequence[str] | None, prefix: str, id_column: str | None) -> Layout:
+def layout(
+    *, columns: Sequence[str], keep: Sequence[str] | None, prefix: str, id_column: str | None, vectors: bool = False
+) -> Layout:
     """Settle the columns. Raises ``JobError`` for a kept column that is not there or has a result column's name.
 
     The id column is exempt: where it is called ``custom_id`` it is that result column.
     """
     if keep is not None and (missing := [name for name in keep if name not in columns]):
         raise JobError(f"output.keep: the input has no column {missing[0]!r}; its columns are: {', '.join(columns)}")
-    results = tuple(prefix + name for name in TYPES)
+    results = tuple(prefix + ("embedding" if vectors and name == "content" else name) for name in TYPES)
     kept = list(columns if keep is None else dict.fromkeys(keep))
     if id_column in results and id_column in kept:
         kept.remove(id_column)
@@ -68,16 +76,16 @@ def layout(*, columns: Sequence[str], keep: Sequence[str] | None, prefix: str, i
             f'set output.prefix = "{free}" (--set output.prefix={free}) to name the results {free}..., or leave the column '
             "out with output.keep"
         )
-    return Layout(kept=tuple(kept), results=results)
+    return Layout(kept=tuple(kept), results=results, vectors=vectors)
 
 
-def values(row: Projected, read_content: ReadContent) -> tuple[Any, ...]:
+def values(row: Projected, read_content: ReadContent, read_vector: ReadVector = numbers) -> tuple[Any, ...]:
     """The result columns of one row, in the order of ``TYPES``; times are aware datetimes."""
     prompt, completion = row.prompt_tokens, row.completion_tokens
     return (
         row.custom_id,
         row.status,
-        read_content(row.body) if row.body is not None and row.status == "succeeded" else None,
+        _answer(row, read_content, read_vector),
         row.finish_reason,
         row.model,
         row.served_model,
@@ -99,6 +107,12 @@ def values(row: Projected, read_content: ReadContent) -> tuple[Any, ...]:
         row.error_code,
         row.error_message,
     )
+
+
+def _answer(row: Projected, read_content: ReadContent, read_vector: ReadVector) -> Any:
+    if row.body is None or row.status != "succeeded":
+        return None
+    return read_vector(row.body) if row.form == "float32" else read_content(row.body)
 
 
 def matching(

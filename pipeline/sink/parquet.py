@@ -14,12 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.journal.reader import Projected
+from pipeline.sink import vectors
 from pipeline.sink.atomic import AtomicFile
 from pipeline.sink.columns import TYPES, Layout, ReadContent, values
 from pipeline.sink.schema import array, is_text
 
 GROUP_ROWS = 65_536
 GROUP_BYTES = 48 << 20
+_ANSWER = list(TYPES).index("content")
 _ARROW = {"string": pa.string(), "int64": pa.int64(), "double": pa.float64(), "bool": pa.bool_()}
 
 
@@ -27,11 +29,21 @@ class ParquetWriter:
     """Takes stretches as Arrow batches of kept columns beside the journal's rows; writes a row group when it is full."""
 
     def __init__(
-        self, file: AtomicFile, kept: pa.Schema, layout: Layout, read_content: ReadContent, metadata: dict[str, Any]
+        self,
+        file: AtomicFile,
+        kept: pa.Schema,
+        layout: Layout,
+        read_content: ReadContent,
+        metadata: dict[str, Any],
+        dimensions: Sequence[int] = (),
     ) -> None:
+        """``dimensions`` are those that the vectors have."""
         self._kept = kept
         self._read_content = read_content
         types = [pa.timestamp("us", tz="UTC") if kind == "timestamp" else _ARROW[kind] for kind in TYPES.values()]
+        if layout.vectors:
+            types[_ANSWER] = vectors.type_of(dimensions)
+        self._read_vector = _as_it_is if layout.vectors else vectors.text_of
         self._results = pa.schema(list(zip(layout.results, types, strict=True)))
         self._schema = pa.schema([*kept, *self._results], metadata={b"pipeline": json.dumps(metadata).encode()})
         self._writer = pq.ParquetWriter(file.stream, self._schema, compression="zstd")
@@ -41,8 +53,12 @@ class ParquetWriter:
 
     def write(self, data: pa.RecordBatch, rows: Sequence[Projected]) -> None:
         """Append these rows; ``data`` has the kept columns, of the kept schema."""
-        columns = list(zip(*(values(row, self._read_content) for row in rows), strict=True)) or [()] * len(TYPES)
-        arrays = [pa.array(column, field.type) for column, field in zip(columns, self._results, strict=True)]
+        cells = (values(row, self._read_content, self._read_vector) for row in rows)
+        columns = list(zip(*cells, strict=True)) or [()] * len(TYPES)
+        arrays = [
+            vectors.array_of(column, field.type) if pa.types.is_nested(field.type) else pa.array(column, field.type)
+            for column, field in zip(columns, self._results, strict=True)
+        ]
         batch = pa.RecordBatch.from_arrays([*data.columns, *arrays], schema=self._schema)
         self._batches.append(batch)
         self._rows += batch.num_rows
@@ -65,6 +81,10 @@ class ParquetWriter:
         """Release the writer after a failure; what it wrote is thrown away by the file's owner."""
         self._batches = []
         self._writer.close()
+
+
+def _as_it_is(blob: bytes) -> bytes:
+    return blob
 
 
 def batch_of_rows(rows: Sequence[dict[str, Any]], kept: pa.Schema) -> pa.RecordBatch:

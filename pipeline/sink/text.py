@@ -12,7 +12,8 @@ import orjson
 from pipeline.journal.reader import Projected
 from pipeline.jsonio import dumps, loads
 from pipeline.sink.atomic import AtomicFile
-from pipeline.sink.columns import Layout, ReadContent, values
+from pipeline.sink.columns import Layout, ReadContent, ReadVector, values
+from pipeline.sink.vectors import json_of, text_of
 
 
 class RowWriter(Protocol):
@@ -29,6 +30,7 @@ class JsonlWriter:
         self._file = file
         self._layout = layout
         self._read_content = read_content
+        self._read_vector: ReadVector = json_of if layout.vectors else text_of
 
     def write(self, data: Sequence[dict[str, Any]], rows: Sequence[Projected]) -> None:
         """Append these rows."""
@@ -36,7 +38,7 @@ class JsonlWriter:
         lines = []
         for record, row in zip(data, rows, strict=True):
             line = {name: record[name] for name in kept if name in record}
-            line.update(zip(names, values(row, self._read_content), strict=True))
+            line.update(zip(names, values(row, self._read_content, self._read_vector), strict=True))
             lines.append(dumps(line))
         lines.append(b"")
         self._file.stream.write(b"\n".join(lines))
@@ -59,7 +61,7 @@ class CsvWriter:
         """Append these rows."""
         kept = self._layout.kept
         self._csv.writerows(
-            [*(_cell(record.get(name)) for name in kept), *map(_cell, values(row, self._read_content))]
+            [*(_cell(record.get(name)) for name in kept), *map(_cell, values(row, self._read_content, text_of))]
             for record, row in zip(data, rows, strict=True)
         )
 
@@ -92,9 +94,11 @@ class BatchWriter:
                 self._errors.stream.write(self._line(row, response=None, error=error))
 
     def _response(self, row: Projected) -> dict[str, Any]:
+        if row.form == "float32":
+            return {"status_code": 200, "request_id": row.request_id, "body": _embeddings_body(row)}
         body = row.body or b"null"
-        if b"\n" in body or b"\r" in body:  # a server that indents its JSON; here a line is a record
-            body = dumps(loads(body))
+        if b"\n" in body or b"\r" in body or b"\\ud" in body.lower():
+            body = dumps(loads(body))  # a record is a line, and half a surrogate pair is no text for strict readers
         return {"status_code": 200, "request_id": row.request_id, "body": orjson.Fragment(body)}
 
     def _line(self, row: Projected, *, response: Any, error: Any) -> bytes:
@@ -104,3 +108,13 @@ class BatchWriter:
 
     def close(self) -> None:
         """Nothing is held back."""
+
+
+def _embeddings_body(row: Projected) -> dict[str, Any]:
+    """The reply as it would have been, had this row been alone in its call."""
+    return {
+        "object": "list",
+        "data": [{"object": "embedding", "index": 0, "embedding": json_of(row.body or b"")}],
+        "model": row.served_model,
+        "usage": {"prompt_tokens": row.prompt_tokens, "total_tokens": row.prompt_tokens},
+    }

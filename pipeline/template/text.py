@@ -141,7 +141,7 @@ class Text:
         for name in self._names:
             if name not in columns and name != "row" and name not in environment.globals:
                 line = min(node.lineno for node in tree.find_all(jinja2.nodes.Name) if node.name == name)
-                raise TemplateError(f"request.{what}, line {line}: {_no_column(name, columns)}")
+                raise TemplateError(f"request.{what}, line {line}: {no_column(name, columns)}")
 
     def render(self, data: dict[str, Any]) -> str:
         """The text for one row. Raises ``RowError``."""
@@ -167,7 +167,8 @@ def _check_braces(text: str, columns: Collection[str]) -> None:
             )
 
 
-def _no_column(name: str, columns: Collection[str]) -> str:
+def no_column(name: str, columns: Collection[str]) -> str:
+    """What to tell about a name that is no column."""
     close = difflib.get_close_matches(name, columns, n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
     return f"the input has no column {name!r}{hint}; its columns are: {', '.join(sorted(columns))}"

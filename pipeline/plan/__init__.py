@@ -1,0 +1,248 @@
+"""What a run would do, found out without paying: ``plan`` reads everything and sends nothing.
+
+Preflight, index, one walk over what is pending, estimates. Outcomes stay as they are; the index is kept only where the
+next run will find it as it would make it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.accounting import PriceOf
+from pipeline.guards import REBUYING_SHARE
+from pipeline.job import Job
+from pipeline.journal import Counts, Lock, history
+from pipeline.jsonio import loads
+from pipeline.plan.forecast import NOTHING, Span
+from pipeline.plan.load import Load
+from pipeline.plan.survey import Survey, surveyed
+from pipeline.preflight import Finding, Preflight, accounting_of, connection_to, preflight
+from pipeline.records import EMBEDDINGS, KeyInfo
+from pipeline.workspace import Workspace, make_folder, opened
+
+REPLY_BYTES = 1_200  # as kept, where none is there to weigh
+ROW_BYTES = 400  # of a row in the journal besides its reply
+__all__ = ["Body", "Plan", "Span", "plan"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Body:
+    """What would be sent for one row, exactly."""
+
+    custom_id: str
+    endpoint: str
+    body: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a run would do. ``copies`` of the pending rows ask what another one asks; ``failing`` ones cannot be sent.
+
+    ``measured_on``: so many done rows stand behind the estimates; 0 makes them a guess. ``cost`` is by unit and leaves out
+    ``cost_unknown`` rows; ``seconds`` is None as long as no answer has been timed.
+    """
+
+    exit_code: int
+    findings: list[Finding]
+    rows: int
+    succeeded: int
+    failed: int
+    new: int
+    changed: int
+    redo: int
+    pending: int
+    copies: int
+    failing: int
+    slots: int
+    measured_on: int
+    prompt_tokens: Span
+    completion_tokens: Span
+    cost: dict[str, Span]
+    cost_unknown: int
+    seconds: Span | None
+    disk_needed: int
+    disk_free: int
+    budget_left: float | None
+    run_folder: str
+    bodies: list[Body] = field(default_factory=list)
+
+
+async def plan(job: Job, *, show: int = 0) -> Plan:
+    """What a run of the job would do. Raises ``PipelineError`` for what would stop it before it looks at the gateway."""
+    key = job.api_key()
+    folder = make_folder(job)
+    with Lock(folder), opened(job, slots=job.concurrency, adopt=False) as space:
+        # Another prompt makes another index; what an earlier run's answers belong to must stay to be found.
+        keeps = space.journal.get("spec") in (None, space.spec)
+        with space.journal.all_or_nothing() if keeps else space.journal.put_back():
+            index = space.feed.index(space.spec, tick=lambda _: None)
+            space.layout()  # a clash of columns must show now
+            counts = index.counts(has_ids=space.id_column is not None)
+            survey = await surveyed(space, index, show=show)
+            known = await _asked(job, space, key.get_secret_value() if key else None)
+            return _Reckoning(job, space, counts, survey, known).plan()
+
+
+async def _asked(job: Job, space: Workspace, key: str | None) -> Preflight:
+    if job.base_url is None:
+        return Preflight(findings=(Finding(level="ok", text="the simulator is built in: no key, no network, no bill"),))
+    connection = connection_to(job, job.base_url, space.dialect, key)
+    return await preflight(connection, space.dialect, model=job.model)
+
+
+class _Reckoning:
+    """From what was found to a plan."""
+
+    def __init__(self, job: Job, space: Workspace, counts: Counts, survey: Survey, known: Preflight) -> None:
+        self._job = job
+        self._space = space
+        self._counts = counts
+        self._loads = survey.loads
+        self._survey = survey
+        self._known = known
+        self._prices = accounting_of(job, known)
+        self._findings = list(known.findings)
+
+    def plan(self) -> Plan:
+        counts, key = self._counts, self._known.key or KeyInfo()
+        rows = sum(load.rows for load in self._loads.values())
+        prompt, completion = NOTHING, NOTHING
+        for model, load in self._loads.items():
+            prompt = prompt.plus(load.prompt_tokens())
+            completion = completion.plus(load.completion_tokens(self._most_output(model)))
+        slots = min(self._job.concurrency, key.parallel or self._job.concurrency)
+        cost, unknown = self._cost()
+        budget_left = None if key.max_budget is None else max(key.max_budget - (key.spend or 0.0), 0.0)
+        needed, free = self._disk(completion)
+        self._note_rows()
+        self._note_context()
+        self._note_money(cost, unknown, budget_left)
+        if needed > free:
+            self._warn(
+                f"the disk of {self._space.folder} is too full: about {needed:,} bytes are needed, {free:,} are free"
+            )
+        stop = next((finding.exit_code for finding in self._findings if finding.level == "stop"), 0)
+        return Plan(
+            exit_code=stop, findings=self._findings, rows=counts.rows, succeeded=counts.succeeded, failed=counts.failed,
+            new=counts.new, changed=counts.changed, redo=counts.redo, pending=counts.pending,
+            copies=history.copies(self._space.journal.db), failing=self._survey.failing, slots=slots,
+            measured_on=sum(load.prompt.rows for load in self._loads.values() if load.is_measured),
+            prompt_tokens=prompt.rounded(), completion_tokens=completion.rounded(), cost=cost, cost_unknown=unknown,
+            seconds=self._seconds(rows, slots, key, prompt.plus(completion)), disk_needed=needed, disk_free=free,
+            budget_left=budget_left, run_folder=str(self._space.folder), bodies=self._bodies(),
+        )  # fmt: skip
+
+    def _most_output(self, model: str) -> int | None:
+        info = self._known.models.get(model)
+        return None if info is None else info.max_output
+
+    def _bodies(self) -> list[Body]:
+        dialect = self._space.dialect
+        found = []
+        for request in self._survey.shown:
+            body = dialect.dress(request)
+            if self._job.gateway.stream and request.endpoint != EMBEDDINGS:
+                body = dialect.streamed(body)
+            found.append(Body(custom_id=request.custom_id, endpoint=request.endpoint, body=loads(body)))
+        return found
+
+    def _cost(self) -> tuple[dict[str, Span], int]:
+        """What rows cost so far tells best what rows will cost; then the price list."""
+        cost: dict[str, Span] = {}
+        unknown = 0
+        for model, load in self._loads.items():
+            price = self._prices.price(model)
+            span = load.cost.forecast(load.rows, load.bytes)
+            unit = load.cost_unit
+            if span is None and price is not None:
+                span, unit = _priced(price, load, self._most_output(model)), price.unit
+            if span is None:
+                unknown += load.rows
+            else:
+                cost[unit] = cost.get(unit, NOTHING).plus(span)
+        return cost, unknown
+
+    def _seconds(self, rows: int, slots: int, key: KeyInfo, tokens: Span) -> Span | None:
+        pace = history.pace(self._space.journal.db)
+        if pace is None:
+            return None
+        least = 0.0 if key.rpm is None else rows / key.rpm * 60
+        if key.tpm is not None:
+            least = max(least, tokens.low / key.tpm * 60)
+        return Span(low=max(rows * pace.p50_s / slots, least), high=max(rows * pace.p95_s / slots, least))
+
+    def _disk(self, completion: Span) -> tuple[int, int]:
+        """Journal and results file, roughly."""
+        pending = self._counts.pending
+        reply = history.reply_bytes(self._space.journal.db)
+        if reply is None:
+            reply = REPLY_BYTES + 4 * (completion.high or 0.0) / max(pending, 1)
+        source = sum(file.path.stat().st_size for file in self._space.files)
+        needed = pending * (reply + ROW_BYTES) + self._counts.rows * (reply + ROW_BYTES) / 2 + source
+        return int(needed), shutil.disk_usage(self._space.folder).free
+
+    # findings
+
+    def _warn(self, text: str) -> None:
+        self._findings.append(Finding(level="warn", text=text))
+
+    def _note_rows(self) -> None:
+        counts = self._counts
+        if counts.changed > REBUYING_SHARE * counts.bought:
+            self._warn(
+                f"{counts.changed:,} of {counts.bought:,} done rows changed and would be bought again: a run asks first, or "
+                "needs --accept-changes"
+            )
+        if self._survey.failing:
+            self._warn(
+                f"{self._survey.failing:,} rows cannot be sent and will fail, e.g. {self._survey.failing_example}"
+            )
+        if self._job.model is None and self._known.models and self._space.dialect.lists_all:
+            absent = [model for model in self._loads if model not in self._known.models]
+            if absent:
+                self._warn(f"rows name models that this key may not ask, and will fail: {', '.join(absent[:10])}")
+
+    def _note_context(self) -> None:
+        """The longest request against the model's context: an estimate, and said to be one."""
+        for model, load in self._loads.items():
+            context = info.context if (info := self._known.models.get(model)) is not None else None
+            if context is None or not load.rows:
+                continue
+            tokens = load.longest_tokens()
+            words = (
+                f"the longest request ({load.longest_id}) has an estimated {tokens.low:,.0f} to {tokens.high or 0:,.0f} tokens, "
+                f"and may be answered with {load.longest_cap:,}; {model!r} takes {context:,} together"
+            )
+            if tokens.low + load.longest_cap > context:
+                self._warn(f"too long: {words}")
+            elif (tokens.high or 0.0) + load.longest_cap > context:
+                self._warn(f"perhaps too long: {words}")
+            else:
+                self._findings.append(Finding(level="ok", text=words))
+
+    def _note_money(self, cost: dict[str, Span], unknown: int, budget_left: float | None) -> None:
+        limits = {"the key's budget": budget_left, "limits.max_cost": self._job.limits.max_cost}
+        if unknown:
+            self._warn(
+                f'the price of {unknown:,} rows is unknown: the gateway lists none; the job may, in [prices."MODEL"]'
+            )
+        for name, left in limits.items():
+            for span in cost.values():
+                if left is None or (span.high is not None and span.high <= left):
+                    continue
+                words = "does not suffice" if span.low > left else "may not suffice"
+                self._warn(f"{name} {words}: {left:,.4f} are left")
+
+
+def _priced(price: PriceOf, load: Load, max_output: int | None) -> Span | None:
+    """The cost at this price: all prompt tokens cached at the least, where those are cheaper; none at the most."""
+    prompt, completion = load.prompt_tokens(), load.completion_tokens(max_output)
+    inside = price.prompt if price.cached is None else min(price.prompt, price.cached)
+    low = 0.0 if price.free else (prompt.low * inside + completion.low * price.completion) / 1e6
+    if price.free:
+        return NOTHING
+    if prompt.high is None or (completion.high is None and price.completion):
+        return Span(low=low, high=None)
+    return Span(low=low, high=(prompt.high * price.prompt + (completion.high or 0.0) * price.completion) / 1e6)
