@@ -125,10 +125,10 @@ class Client:
         try:
             async for data in response.content.iter_any():
                 assembly.feed(data)
-        except (ValueError, TypeError, AttributeError, KeyError) as exc:  # events that are JSON, but not of a chat
+            status, body = response.status, assembly.body()
+        except (ValueError, TypeError, AttributeError, LookupError) as exc:  # events that are JSON, but not of a chat
             failure = Failure(code="malformed_stream", message=f"the stream makes no sense: {exc}", sent=True)
             return self._failed(failure, started)
-        status, body = response.status, assembly.body()
         if assembly.error is not None:
             status, body = assembly.error_status(), {"error": assembly.error}
         elif not assembly.complete:
@@ -143,8 +143,11 @@ class Client:
     def _reply(
         self, response: aiohttp.ClientResponse, body: bytes, elapsed_s: float, *, status: int | None = None
     ) -> Reply:
-        if self._key and self._key in body:
-            body = body.replace(self._key, b"[key]")  # some servers quote the key in their errors
+        status = status or response.status
+        if status != 200 and self._key and self._key in body:
+            body = body.replace(
+                self._key, b"[key]"
+            )  # some servers quote the key in their errors; answers stay as they are
         try:
             parsed = loads(body)
         except ValueError:

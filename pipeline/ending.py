@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import time
+
+from pipeline.errors import IncompleteError, PipelineError, UsageError
+from pipeline.journal import Counts, Totals
 from pipeline.progress import duration, money
 from pipeline.records import Summary
 
@@ -68,6 +72,11 @@ def _failures(summary: Summary) -> list[str]:
 def _oddities(summary: Summary) -> list[str]:
     """What succeeded but deserves a look."""
     lines = []
+    for started_at, ended_at, cause in summary.outages:
+        until = "still" if ended_at is None else f"for {duration(ended_at - started_at)}"
+        lines.append(
+            f"The gateway was away {until}, from {time.strftime('%H:%M:%S', time.localtime(started_at))} ({cause[:160]})"
+        )
     if summary.cut_off:
         lines.append(
             f"{summary.cut_off:,} answers were cut off by max_tokens (a higher one is another request for every row: it needs "
@@ -83,3 +92,16 @@ def _oddities(summary: Summary) -> list[str]:
         names = ", ".join(summary.in_flight[:EXAMPLES]) + (", ..." if len(summary.in_flight) > EXAMPLES else "")
         lines.append(f"{len(summary.in_flight):,} requests were in flight and may be billed without an answer: {names}")
     return lines
+
+
+def how_it_ended(counts: Counts, totals: Totals, why: PipelineError | None) -> tuple[int, str]:
+    """Exit code and reason of a run that got as far as sending."""
+    if isinstance(why, UsageError):  # exit 2 promises that nothing was sent
+        return IncompleteError.exit_code, str(why)
+    if why is not None:
+        return why.exit_code, str(why)
+    if counts.pending:
+        return 75, "stopped before all rows were done"
+    if counts.failed > totals.accepted:
+        return 3, "finished; some rows failed"
+    return 0, "finished"

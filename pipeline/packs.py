@@ -70,7 +70,7 @@ def read(reply: Reply, rows: int) -> tuple[Reply, Verdict]:
         vectors = _vectors(reply.json["data"], rows)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as exc:
         message = f"The vectors are not whole: {exc}"
-        return reply, Verdict(kind=Kind.TRANSIENT, code="malformed_reply", message=message, ambiguous=True)
+        return reply, Verdict(kind=Kind.TRANSIENT, code="malformed_reply", message=message)
     return replace(reply, body=b"".join(vectors)), _OK
 
 

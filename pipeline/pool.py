@@ -7,22 +7,23 @@ holds no slot. Time is the loop's, so that tests can run it virtually; the wall 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from pipeline import packs
 from pipeline.accounting import Accounting
 from pipeline.backlog import Backlog, Item, Ticket
+from pipeline.books import SLOW, Books, may_be_billed
 from pipeline.budget import Budget
 from pipeline.drift import Drift
 from pipeline.errors import BudgetError, GatewayError, PipelineError
 from pipeline.gateways import OpenAI
-from pipeline.records import CHAT, Attempt, Completion, Cost, Kind, Outcome, Reply, Request, Verdict
+from pipeline.outage import GatewayProber, Outage, Sender, Spell
+from pipeline.records import CHAT, Attempt, Completion, Kind, Outcome, Reply, Request, Verdict
 from pipeline.retry import Backoff
 
 UNREACHED_S = 60.0
-SLOW = frozenset({"timeout", "http_524", "http_504"})
 LEAST_WAITING = 16
 
 
@@ -35,12 +36,6 @@ class Keeper(Protocol):
     async def keep_all(self, records: Sequence[Outcome | Attempt], entries: Sequence[int]) -> None: ...
 
 
-class Sender(Protocol):
-    """The seam to the network."""
-
-    async def send(self, endpoint: str, body: bytes, headers: Mapping[str, str], *, stream: bool) -> Reply: ...
-
-
 @dataclass(slots=True, kw_only=True)
 class Activity:
     """What the pool is doing now, for the progress line."""
@@ -49,6 +44,7 @@ class Activity:
     retries: int = 0
     held: int = 0
     last_trouble: str | None = None
+    outage: Spell | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,14 +80,17 @@ class Pool:
         self._terms = terms
         self._sender = sender
         self._dialect = dialect
-        self._accounting = accounting
         self._keeper = keeper
-        self._now = wall_clock
+        self._books = Books(
+            dialect=dialect,
+            accounting=accounting,
+            wall_clock=wall_clock,
+            fail_on_length=terms.fail_on_length,
+            answered=self._watch,
+        )
         self._budget = budget
         self._drift = drift
         self._reached = terms.reached
-        self._unreached_since: float | None = None
-        self._refused_since: float | None = None
         self._base64 = True
         self._backlog = Backlog(
             most_waiting=max(terms.slots, LEAST_WAITING),
@@ -99,6 +98,14 @@ class Pool:
             pack=terms.pack,
             pack_tokens=terms.pack_tokens,
         )
+        self._outage = Outage(
+            GatewayProber(sender, dialect, run_name=terms.run_name, booked=self._book_witness),
+            wall_clock=wall_clock,
+            began=self._outage_began,
+            lasts=self._outage_lasts,
+            ended=self._outage_ended,
+        )
+        self.outages: list[Spell] = []
         self.activity = Activity()
         self.stopped: PipelineError | None = None
 
@@ -110,9 +117,12 @@ class Pool:
     async def work(self, feed: AsyncGenerator[Sequence[Item], None]) -> None:
         """Run until the feed is worked off or the pool was told to ``drain``."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._feed(feed), name="feed")
-            for number in range(self._terms.slots):
-                group.create_task(self._worker(), name=f"slot-{number}")
+            watching = group.create_task(self._outage.watch(), name="outage")
+            async with asyncio.TaskGroup() as workers:
+                workers.create_task(self._feed(feed), name="feed")
+                for number in range(self._terms.slots):
+                    workers.create_task(self._worker(), name=f"slot-{number}")
+            watching.cancel()
 
     async def _feed(self, feed: AsyncGenerator[Sequence[Item], None]) -> None:
         try:
@@ -123,12 +133,17 @@ class Pool:
     def drain(self) -> None:
         """Start nothing more; what is in flight is finished and kept."""
         self._backlog.close()
+        self._outage.release()
 
     async def _worker(self) -> None:
         while (item := await self._backlog.get()) is not None:
             if isinstance(item, Outcome):
                 await self._keeper.keep(item, None)
-            elif self._budget is None:
+                continue
+            await self._outage.gate()
+            if self._backlog.closed:
+                return  # the row stays pending
+            if self._budget is None:
                 await self._try(item)
             else:
                 await self._try_within(self._budget, item)
@@ -169,12 +184,10 @@ class Pool:
         match verdict.kind:
             case Kind.OK | Kind.REJECTED:
                 self._reached = True
-                self._refused_since = None
-                await self._keep(ticket, self._outcome(ticket, reply, verdict), entries)
-            case Kind.TRANSIENT:
-                self._reached = self._reached or reply.status > 0
-                await self._charge(ticket, reply, verdict, entries, call_id)
-            case Kind.THROTTLED | Kind.OUTAGE:
+                await self._keep(ticket, self._books.outcome(ticket, reply, verdict), entries)
+            case Kind.TRANSIENT | Kind.OUTAGE:
+                await self._judge(ticket, reply, verdict, entries, call_id)
+            case Kind.THROTTLED:
                 self._clear(entries)
                 self._hold(ticket, verdict)
             case Kind.FATAL:
@@ -205,32 +218,63 @@ class Pool:
 
     def _believed(self, verdict: Verdict) -> Verdict:
         """A refusal of a key that has worked may be the gateway's own trouble: it is an outage until it has persisted."""
-        if verdict.kind is not Kind.FATAL or not verdict.recheck_s or not self._reached:
-            return verdict
-        now = asyncio.get_running_loop().time()
-        if self._refused_since is None:
-            self._refused_since = now
-        return verdict if now - self._refused_since >= verdict.recheck_s else replace(verdict, kind=Kind.OUTAGE)
+        if verdict.kind is Kind.FATAL and verdict.recheck_s and self._reached:
+            return replace(verdict, kind=Kind.OUTAGE)
+        return verdict
+
+    async def _judge(self, ticket: Ticket, reply: Reply, verdict: Verdict, entries: list[int], call_id: str) -> None:
+        """The row's fault or the gateway's: where the reply does not tell, a witness does."""
+        self.activity.last_trouble = f"{verdict.code}: {verdict.message}"
+        if verdict.ambiguous:
+            away = await self._outage.blames_gateway(verdict, ticket.request)
+        else:
+            away = verdict.kind is Kind.OUTAGE
+        if not away:
+            await self._charge(ticket, reply, verdict, entries, call_id)
+            return
+        self._outage.open(verdict, ticket.request)
+        if may_be_billed(reply, verdict):
+            await self._keep(ticket, self._books.attempt(ticket, reply, verdict, call_id), entries)
+        else:
+            self._clear(entries)
+        self.activity.held += 1
+        ticket.stream = ticket.stream or verdict.code in SLOW
+        self._backlog.put_first(ticket)
+
+    def _outage_began(self, spell: Spell) -> None:
+        self.activity.outage = spell
+
+    def _outage_lasts(self, said: Verdict, seconds: float) -> None:
+        if said.kind is Kind.FATAL and seconds >= said.recheck_s:
+            self.stop(_fatal(said))
+        elif not self._reached and seconds >= UNREACHED_S:
+            self.stop(_unreached(said))
+
+    def _outage_ended(self, spell: Spell) -> None:
+        self.activity.outage = None
+        self.outages.append(spell)
+
+    async def _book_witness(self, request: Request, call_id: str, reply: Reply) -> None:
+        if reply.status == 200:
+            await self._keeper.keep(self._books.witness(request, call_id, reply), None)
+
+    def _watch(self, request: Request, completion: Completion) -> None:
+        if self._drift is None:
+            return
+        if (why := self._drift.check(request.model, completion.model, request.custom_id)) is not None:
+            self.stop(why)
 
     async def _charge(self, ticket: Ticket, reply: Reply, verdict: Verdict, entries: list[int], call_id: str) -> None:
         """This try counts; the row fails when it was its last (a pack is split then), else it waits."""
         ticket.tries += 1
         ticket.stream = ticket.stream or verdict.code in SLOW  # events keep the way open for a slow answer
-        self.activity.last_trouble = f"{verdict.code}: {verdict.message}"
         most = min(self._terms.max_attempts, verdict.most_tries or self._terms.max_attempts)
         if ticket.tries >= most and len(ticket.rows) <= 1:
-            await self._keep(ticket, self._outcome(ticket, reply, verdict), entries)
+            await self._keep(ticket, self._books.outcome(ticket, reply, verdict), entries)
             return
-        attempt = Attempt(
-            custom_id=ticket.request.custom_id,
-            fingerprint=ticket.request.fingerprint,
-            call_id=call_id,
-            code=verdict.code,
-            lost=reply.failure is not None,
-            cost=self._told_cost(reply).amount,
-            at=self._now(),
-        )
-        ticket.spent = None if attempt.lost else attempt.cost or 0.0
+        attempt = self._books.attempt(ticket, reply, verdict, call_id)
+        billed_unseen = attempt.lost or (reply.status == 200 and attempt.cost is None)
+        ticket.spent = None if billed_unseen else attempt.cost or 0.0
         await self._keep(ticket, attempt, entries)
         delay_s = self._terms.backoff.delay(ticket.tries, verdict.retry_after_s)
         if ticket.tries < most:
@@ -249,15 +293,11 @@ class Pool:
             self._keeper.clear(entry)
 
     def _hold(self, ticket: Ticket, verdict: Verdict) -> None:
-        """The gateway's doing, not the row's: it waits and is charged nothing."""
+        """A limit is met: the row waits and is charged nothing."""
         self.activity.last_trouble = f"{verdict.code}: {verdict.message}"
         self.activity.held += 1
-        if verdict.kind is Kind.THROTTLED:
-            self._reached = True
-        elif not self._reached and self._is_unreachable():
-            self.stop(_unreached(verdict))
+        self._reached = True
         ticket.waits += 1
-        ticket.stream = ticket.stream or verdict.code in SLOW
         backoff = self._terms.backoff
         self._put_back(ticket, backoff.soon() if verdict.soon else backoff.delay(ticket.waits, verdict.retry_after_s))
 
@@ -265,63 +305,11 @@ class Pool:
         self.activity.retries += 1
         self._backlog.put_back(ticket, delay_s)
 
-    def _is_unreachable(self) -> bool:
-        now = asyncio.get_running_loop().time()
-        if self._unreached_since is None:
-            self._unreached_since = now
-        return now - self._unreached_since >= UNREACHED_S
-
     def stop(self, why: PipelineError) -> None:
         """Drain, and have this as the reason."""
         if self.stopped is None:
             self.stopped = why
         self.drain()
-
-    def _told_cost(self, reply: Reply) -> Cost:
-        """What a try cost that gave no answer: as far as the gateway says."""
-        told = self._dialect.told_cost(reply) if reply.status == 200 and isinstance(reply.json, dict) else None
-        return told or Cost()
-
-    def _watch(self, request: Request, completion: Completion) -> None:
-        if self._drift is None:
-            return
-        if (why := self._drift.check(request.model, completion.model, request.custom_id)) is not None:
-            self.stop(why)
-
-    def _outcome(self, ticket: Ticket, reply: Reply, verdict: Verdict) -> Outcome:
-        request = ticket.request
-        completion: Completion | None = None
-        cost = self._told_cost(reply)
-        if verdict.kind is Kind.OK:
-            completion = self._dialect.completion(reply, request.endpoint)
-            cost = self._dialect.told_cost(reply) or self._accounting.cost(
-                completion.usage, model=request.model, served_model=completion.model
-            )
-            self._watch(request, completion)
-            if self._terms.fail_on_length and completion.finish_reason == "length":
-                verdict = Verdict(kind=Kind.REJECTED, code="length", message="the answer was cut off by max_tokens")
-        succeeded = verdict.kind is Kind.OK
-        unseen = reply.failure is not None or (completion is not None and cost.amount is None)
-        ticket.spent = None if unseen else cost.amount or 0.0
-        return Outcome(
-            custom_id=request.custom_id,
-            index=request.index,
-            fingerprint=request.fingerprint,
-            status="succeeded" if succeeded else "failed",
-            model=request.model,
-            completion=completion,
-            error_code=None if succeeded else verdict.code,
-            error_message=None if succeeded else _with_tries(verdict.message, ticket.tries),
-            cost=cost,
-            latency_s=reply.elapsed_s,
-            request_id=self._dialect.request_id(reply),
-            completed_at=self._now(),
-            lost=reply.failure is not None,
-        )
-
-
-def _with_tries(message: str, tries: int) -> str:
-    return message if tries <= 1 else f"{message} (after {tries} tries)"
 
 
 def _fatal(verdict: Verdict) -> PipelineError:

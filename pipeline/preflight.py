@@ -18,7 +18,8 @@ from pipeline.errors import BudgetError, GatewayError, PipelineError, UsageError
 from pipeline.gateways import OpenAI
 from pipeline.job import Job
 from pipeline.progress import money
-from pipeline.records import CHAT, KeyInfo, Kind, ModelInfo, Reply, Verdict
+from pipeline.records import CHAT, EMBEDDINGS, KeyInfo, Kind, ModelInfo, Reply, Verdict
+from pipeline.workspace import Workspace
 
 Level = Literal["ok", "warn", "stop"]
 TIMEOUT_S = 20.0
@@ -58,9 +59,9 @@ class Preflight:
 
 
 async def preflight(
-    connection: Connection, dialect: OpenAI, *, model: str | None, endpoint: str = CHAT, reached: bool = False
+    connection: Connection, dialect: OpenAI, *, model: str | None, endpoint: str | None = None, reached: bool = False
 ) -> Preflight:
-    """Ask what is unpaid, and judge. ``model`` None: the rows name their own.
+    """Ask what is unpaid, and judge. ``model`` or ``endpoint`` None: the rows name their own.
 
     ``reached``: this journal has answers from there. A refusal then need not be one for good (see ``recheck_s``), and is
     left to the run to believe.
@@ -76,6 +77,14 @@ async def preflight(
         await asking.ask(client)
     asking.judge(model, endpoint)
     return Preflight(findings=tuple(asking.findings), models=asking.models, key=asking.key)
+
+
+async def preflight_of(space: Workspace, connection: Connection, *, reached: bool = False) -> Preflight:
+    """The same for the job of a workspace."""
+    endpoint = EMBEDDINGS if space.job.request.endpoint == "embeddings" else CHAT
+    if space.template.kind == "batch":
+        return await preflight(connection, space.dialect, model=space.job.model, reached=reached)
+    return await preflight(connection, space.dialect, model=space.job.model, endpoint=endpoint, reached=reached)
 
 
 def connection_to(job: Job, base_url: str, dialect: OpenAI, key: str | None) -> Connection:
@@ -162,7 +171,7 @@ class _Asking:
         else:
             self._stop(4, text)
 
-    def judge(self, model: str | None, endpoint: str) -> None:
+    def judge(self, model: str | None, endpoint: str | None) -> None:
         """What the answers mean for a job with this model."""
         if self.key is not None and self.key.blocked:
             self._stop(4, "this key is blocked: ask the gateway's operators, or use another one")
@@ -172,8 +181,8 @@ class _Asking:
             return
         if info.status in ("down", "degraded"):
             self._say("warn", f"the model {info.id!r} is {info.status} now; a run waits until it answers")
-        fits = info.mode in CHAT_MODES if endpoint == CHAT else info.mode == "embedding"
-        if info.mode is not None and not fits:
+        fits = info.mode == "embedding" if endpoint == EMBEDDINGS else info.mode in CHAT_MODES
+        if endpoint is not None and info.mode is not None and not fits:
             self._stop(2, f"the model {info.id!r} is for {info.mode}, not for requests to {endpoint}; choose another")
 
     def _judge_model(self, model: str) -> ModelInfo | None:

@@ -122,7 +122,9 @@ class Tally:
         elif outcome.status == "succeeded":
             self.cost_unknown += 1
 
-    def snapshot(self, *, state: str, busy: int, waiting: int, trouble: str | None) -> Snapshot:
+    def snapshot(
+        self, *, state: str, busy: int, waiting: int, trouble: str | None, away_since: float | None = None
+    ) -> Snapshot:
         """Where the run stands now; rates are those of the last half minute."""
         now = time.monotonic()
         self._marks.append((now, self.sent, self.new_tokens))
@@ -148,12 +150,15 @@ class Tally:
             slots=self.slots,
             busy=busy,
             waiting=waiting,
-            eta_s=pending / rate if rate > 0 else None,
-            doing=_doing(pending, busy, waiting, trouble),
+            eta_s=pending / rate if rate > 0 and away_since is None else None,
+            doing=_doing(pending, busy, waiting, trouble, away_since),
         )
 
 
-def _doing(pending: int, busy: int, waiting: int, trouble: str | None) -> str:
+def _doing(pending: int, busy: int, waiting: int, trouble: str | None, away_since: float | None) -> str:
+    if away_since is not None:
+        clock = time.strftime("%H:%M:%S", time.localtime(away_since))
+        return f"the gateway is away since {clock}, waiting for it ({(trouble or '')[:240]})"
     if waiting:
         return f"{waiting} rows wait to try again ({(trouble or '')[:240]})"
     if 0 < pending <= busy:
@@ -266,9 +271,6 @@ class StatusFile:
 
     def _replace(self, text: bytes) -> None:
         partial = self._path.with_suffix(".partial")
-        fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(fd, text)
-        finally:
-            os.close(fd)
+        with open(partial, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            file.write(text)
         partial.replace(self._path)

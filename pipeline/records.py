@@ -99,6 +99,7 @@ class Verdict:
     ``ambiguous``: the row or the gateway, only another request can tell. A TRANSIENT is the row's if a witness is
     answered; an OUTAGE that comes back for the same row while others are answered is that row's, too.
     ``recheck_s``: a FATAL that, once this key has worked, is held as an outage first, and believed after so long.
+    ``unsent``: the request never left, nobody was there to take it.
     ``most_tries``: a TRANSIENT that more tries than these do not mend, whatever the job allows.
     """
 
@@ -111,6 +112,7 @@ class Verdict:
     ambiguous: bool = False
     recheck_s: float = 0.0
     most_tries: int | None = None
+    unsent: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,7 +245,7 @@ class Summary:
 
     ``cost`` is by unit and leaves out what nobody told us (``cost_unknown`` rows). ``sent`` counts rows that ended in
     this run; ``in_flight`` names the requests that this run, cut short, may have been billed for without an answer, and
-    ``recovered`` those of the run before. ``trouble`` is the last that went wrong on the way to the gateway. ``results`` is
+    ``recovered`` those of the run before. ``trouble`` is the last that went wrong on the way to the gateway, ``outages`` are (start, end, cause) in Unix time. ``results`` is
     the results file when it is there and complete.
     """
 
@@ -273,5 +275,6 @@ class Summary:
     in_flight: list[str] = field(default_factory=list)
     recovered: list[str] = field(default_factory=list)
     trouble: str | None = None
+    outages: list[tuple[float, float | None, str]] = field(default_factory=list)
     failures: list[tuple[str, int, list[str], str]] = field(default_factory=list)
     served_models: dict[str, int] = field(default_factory=dict)

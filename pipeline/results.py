@@ -101,6 +101,7 @@ def provenance(workspace: Workspace) -> dict[str, Any]:
         ],
         "versions": {"pipeline": version("pipeline"), "python": sys.version.split()[0]},
         "totals": asdict(totals),
+        "outages": reader.outages(journal.db),
         "written_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 

@@ -11,17 +11,19 @@ from dataclasses import asdict, dataclass, field
 import orjson
 
 from pipeline.client import Client, Connection
-from pipeline.errors import IncompleteError, InterruptedRunError, PipelineError
+from pipeline.ending import how_it_ended
+from pipeline.errors import IncompleteError, PipelineError
 from pipeline.guards import budget_of, check_rebuying, drift_of
 from pipeline.job import Job
 from pipeline.journal import Counts, Index, Lock, Recovered, Writer, reader
+from pipeline.outage import Spell
 from pipeline.pool import Pool, Terms
-from pipeline.preflight import Preflight, accounting_of, connection_to, preflight
+from pipeline.preflight import Preflight, accounting_of, connection_to, preflight_of
 from pipeline.progress import Display, Silent, StatusFile, Tally
 from pipeline.records import Summary
 from pipeline.results import export
 from pipeline.selection import Redo, mark
-from pipeline.signals import Signals
+from pipeline.signals import Signals, ending, to_the_end
 from pipeline.workspace import Workspace, claim, make_folder, opened
 
 SHOW_EVERY_S = 0.5
@@ -64,6 +66,7 @@ class Run:
         self._recovered: list[str] = []
         self._sent = 0
         self._trouble: str | None = None
+        self._outages: list[Spell] = []
 
     async def live(self) -> Summary:
         """The life of a run. Raises ``PipelineError`` for what stops it before anything is sent."""
@@ -82,7 +85,8 @@ class Run:
 
     async def _find_out(self, space: Workspace) -> tuple[Index, Counts]:
         """Index the input and see what there is to do, before anything is sent."""
-        index = await asyncio.to_thread(space.feed.index, space.spec, tick=self._tick_index)
+        reading = asyncio.to_thread(space.feed.index, space.spec, tick=self._tick_index)
+        index = await to_the_end(asyncio.ensure_future(reading), on_cancel=self._signals.abort)
         space.layout()  # a clash of columns must show now
         if (again := mark(space, self._wishes.redo)) is not None:
             self._display.say(f"{again:,} done rows match and are done again." if again else "No done row matches.")
@@ -173,6 +177,9 @@ class Run:
             failure = await self._work(space, index, pool, writer, tally, status)
         self._display.close()
         self._sent, self._trouble = tally.sent, pool.activity.last_trouble
+        self._outages = pool.outages + ([pool.activity.outage] if pool.activity.outage else [])
+        for spell in self._outages:
+            space.journal.keep_outage(spell.started_at, spell.ended_at, spell.cause)
         if (cut_off := space.journal.recover()) is not None:
             self._in_flight = cut_off.in_flight
         return failure or pool.stopped or self._signals.error
@@ -181,26 +188,27 @@ class Run:
         self, space: Workspace, index: Index, pool: Pool, writer: Writer, tally: Tally, status: StatusFile
     ) -> PipelineError | None:
         """The pool works, the writer keeps, the display shows; the writer outlives the pool, whatever ends that."""
-        failure: PipelineError | None = None
-        working = asyncio.create_task(
-            pool.work(space.feed.items(index, most=self._wishes.most, sample=self._wishes.sample)), name="pool"
-        )
+        items = space.feed.items(index, most=self._wishes.most, sample=self._wishes.sample)
+        working = asyncio.create_task(pool.work(items), name="pool")
+        writing = asyncio.create_task(writer.write(), name="journal")
+        showing = asyncio.create_task(self._show(pool, tally, status), name="progress")
+        writing.add_done_callback(lambda _: working.cancel())  # it failed: then nothing more can be kept
         self._signals.on_first(lambda: self._drain(pool))
         self._signals.on_second(working.cancel)
         try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(writer.write(), name="journal")
-                showing = group.create_task(self._show(pool, tally, status), name="progress")
-                await asyncio.wait([working])
-                showing.cancel()
-                writer.close()
-        except* PipelineError as stopped:
-            failure = next(exc for exc in stopped.exceptions if isinstance(exc, PipelineError))
+            await asyncio.wait([working])
         finally:
-            working.cancel()  # only if the writer failed: then nothing more can be kept
-        await asyncio.wait([working])
-        if not working.cancelled():
-            working.result()  # a defect of ours shows here, after all that is finished was kept
+            working.cancel()  # if we are cancelled ourselves; what is finished is kept all the same
+            await to_the_end(ending(working))
+            showing.cancel()
+            writer.close()
+            await to_the_end(ending(writing))
+        for task in (showing, working):
+            if not task.cancelled() and task.exception() is not None:
+                task.result()  # a defect of ours shows here, after all that is finished was kept
+        failure = writing.exception()
+        if failure is not None and not isinstance(failure, PipelineError):
+            raise failure
         return failure
 
     def _drain(self, pool: Pool) -> None:
@@ -245,7 +253,7 @@ class Run:
         """What cannot work must not begin; a gateway whose list of models binds nobody is not asked, the first row tells."""
         if not space.dialect.lists_all:
             return Preflight()
-        known = await preflight(connection, space.dialect, model=self._job.model, reached=counts.bought > 0)
+        known = await preflight_of(space, connection, reached=counts.bought > 0)
         for text in known.warnings:
             self._display.say(text)
         return known
@@ -254,7 +262,11 @@ class Run:
         written = 0.0
         while True:
             snapshot = tally.snapshot(
-                state="running", busy=pool.activity.busy, waiting=pool.waiting, trouble=pool.activity.last_trouble
+                state="running",
+                busy=pool.activity.busy,
+                waiting=pool.waiting,
+                trouble=pool.activity.last_trouble,
+                away_since=pool.activity.outage.started_at if pool.activity.outage else None,
             )
             self._display.show(snapshot)
             if time.monotonic() - written >= STATUS_EVERY_S:
@@ -274,7 +286,7 @@ class Run:
         if after.pending == 0 and self._wishes.publish and why is None:
             why = await self._publish(space)
         totals = reader.totals(space.journal.db)
-        code, reason = _how_it_ended(after, totals, why)
+        code, reason = how_it_ended(after, totals, why)
         space.journal.end_run(reason)
         complete = after.pending == 0 and why is None and self._wishes.publish
         return Summary(
@@ -304,6 +316,7 @@ class Run:
             in_flight=self._in_flight,
             recovered=self._recovered,
             trouble=self._trouble,
+            outages=[(spell.started_at, spell.ended_at, spell.cause) for spell in self._outages],
             failures=reader.failures(space.journal.db) if totals.failed else [],
             served_models=reader.served_models(space.journal.db),
         )
@@ -315,20 +328,11 @@ class Run:
         if output.path.exists() and space.journal.get("results") == f"{settings} {output.path.stat().st_mtime_ns}":
             return None
         try:
-            await asyncio.to_thread(
+            writing = asyncio.to_thread(
                 export, space, path=output.path, output_format=self._job.output_format, tick=self._signals.check
             )
-        except (IncompleteError, InterruptedRunError) as exc:
+            await to_the_end(asyncio.ensure_future(writing), on_cancel=self._signals.abort)
+        except PipelineError as exc:
             return exc
         space.journal.put("results", f"{settings} {output.path.stat().st_mtime_ns}")
         return None
-
-
-def _how_it_ended(counts: Counts, totals: reader.Totals, why: PipelineError | None) -> tuple[int, str]:
-    if why is not None:
-        return why.exit_code, str(why)
-    if counts.pending:
-        return 75, "stopped before all rows were done"
-    if counts.failed > totals.accepted:
-        return 3, "finished; some rows failed"
-    return 0, "finished"

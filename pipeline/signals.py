@@ -7,8 +7,11 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from pipeline.errors import IncompleteError, InterruptedRunError, PipelineError
+
+T = TypeVar("T")
 
 
 class Signals:
@@ -57,7 +60,33 @@ class Signals:
         if self._actions:
             self._actions[min(self._came, len(self._actions)) - 1]()
 
+    def abort(self) -> None:
+        """As a first signal, from within the program: the caller was cancelled."""
+        if self.error is None:
+            self.error = InterruptedRunError("cancelled")
+
     def check(self) -> None:
         """Raise if a signal came: for the stretches of work that have nothing to drain."""
         if self.error is not None:
             raise self.error
+
+
+async def to_the_end(task: asyncio.Task[T] | asyncio.Future[T], *, on_cancel: Callable[[], object] = lambda: None) -> T:
+    """Await what must not be left halfway: a cancellation is heard (``on_cancel``) and passed on when it has ended."""
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as exc:
+            cancelled = exc
+            on_cancel()
+    if cancelled is not None:
+        raise cancelled
+    return task.result()
+
+
+def ending(task: asyncio.Task[None]) -> asyncio.Future[set[asyncio.Task[None]]]:
+    """The end of a task, whatever that is: neither its error nor its cancellation is raised."""
+    ended: asyncio.Future[set[asyncio.Task[None]]] = asyncio.get_running_loop().create_future()
+    task.add_done_callback(lambda done: ended.set_result({done}))
+    return ended

@@ -60,6 +60,8 @@ class Assembly:
 
     def _add(self, piece: dict[str, Any]) -> None:
         index = piece.get("index", 0)
+        if type(index) is not int or index < 0:
+            raise ValueError("a choice of the stream has no number")
         choice = self._choices.get(index)
         if choice is None:
             choice = self._choices[index] = {"index": index, "message": {"role": "assistant"}, "finish_reason": None}
@@ -111,7 +113,7 @@ def _add_tool_calls(calls: list[dict[str, Any]], pieces: list[dict[str, Any]]) -
     """Tool calls come in pieces by index; names and ids once, arguments bit by bit."""
     for piece in pieces:
         at = piece.get("index", len(calls))
-        if at > len(calls):
+        if type(at) is not int or not 0 <= at <= len(calls):
             raise ValueError("a tool call of the stream comes before those in front of it")
         if at == len(calls):
             calls.append({"type": "function", "function": {"name": "", "arguments": ""}})

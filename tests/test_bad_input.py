@@ -156,7 +156,7 @@ JOB_FILE = [
     job("a prompt file that is empty", {"request.prompt": None, "request.prompt_file": '"p.txt"'}, "request.prompt_file: {tmp}/p.txt is empty; it must hold the prompt template", files={"p.txt": "\n"}),
     job("a param that is no param", {"request.params": '{ model = "x" }'}, "job.toml: request.params: 'model' has a place of its own: model = ... at the top of the job, or -m MODEL"),
     job("messages as a param", {"request.params": "{ messages = [] }"}, "job.toml: request.params: 'messages' are made from request.prompt and request.system, or come in a column of that name"),
-    job("stream as a param", {"request.params": "{ stream = true }"}, "job.toml: request.params: 'stream' cannot be set: answers come whole"),
+    job("stream as a param", {"request.params": "{ stream = true }"}, "job.toml: request.params: 'stream' is said in the gateway's table: stream = true"),
     job("a param that is no JSON", {"request.params": "{ temperature = nan }"}, "job.toml: request.params: temperature is no JSON value: expected text, a finite number of 64 bits, true, false, a list or a table"),
     job("an output of no format", {"output": '"out.xlsx"'}, f"job.toml: output.path: the ending of 'out.xlsx' names no format; use {ENDINGS}, or set output.format to one of parquet, jsonl, csv, batch"),
     job("no such home", {"input": '"~nobody-has-this-name/rows.jsonl"'}, "input.path: ~nobody-has-this-name/rows.jsonl: there is no such home folder; write the path out"),

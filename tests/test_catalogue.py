@@ -125,6 +125,12 @@ def test_models_of_a_gateway_that_cannot_be_had(pipeline: Pipeline) -> None:
     assert "sk-bad" not in ended.err
 
 
+def test_a_gateway_that_lists_nothing_says_so(pipeline: Pipeline) -> None:
+    with canned({}) as server:
+        ended = pipeline("models", "--base-url", server.url)
+    assert (ended.code, ended.out, "lists no models" in ended.err) == (4, "", True)
+
+
 def test_models_of_the_built_in_simulator(pipeline: Pipeline) -> None:
     ended = pipeline("models", "-g", "simulator")
     assert (ended.code, "sim/echo" in ended.out) == (0, True)

@@ -56,7 +56,8 @@ def vector_of(text: Any) -> list[float]:
 
 def good(body: bytes, headers: Mapping[str, str] | None = None, **changes: Any) -> Reply:
     asked = orjson.loads(body)
-    inputs = asked["input"] if isinstance(asked["input"], list) else [asked["input"]]
+    given = asked["input"]
+    inputs = given if isinstance(given, list) and type(given[0]) is not int else [given]
     data = []
     for at, text in enumerate(inputs):
         vector: Any = vector_of(text)
@@ -93,7 +94,7 @@ class Memory:
 
     @property
     def attempts(self) -> list[Attempt]:
-        return [r for group in self.groups for r in group if isinstance(r, Attempt)]
+        return [r for group in self.groups for r in group if isinstance(r, Attempt) and r.custom_id[:1] == "r"]
 
     def enter(self, request: Request, call_id: str) -> int:
         self._next += 1
@@ -125,6 +126,8 @@ class Gateway:
 
     async def send(self, endpoint: str, body: bytes, headers: Mapping[str, str], *, stream: bool) -> Reply:
         assert (endpoint, stream) == (EMBEDDINGS, False)
+        if any("-witness-" in name for name in headers.values()):  # after an error that may be the gateway's
+            return good(body)
         self.calls.append(orjson.loads(body))
         self.ids.append(headers.get("X-Client-Request-Id", ""))
         await asyncio.sleep(1.0)
@@ -259,7 +262,7 @@ def test_a_pack_that_goes_wrong_is_tried_again_whole_and_split_when_its_tries_ar
     assert [outcome.custom_id for outcome in failed] == ["r3"]
     assert len(memory.outcomes) == 8
     per_row = [sum(attempt.custom_id == f"r{number}" for attempt in memory.attempts) for number in range(1, 9)]
-    assert per_row == [4, 4, 7, 5, 3, 3, 3, 3] or per_row == [5, 5, 7, 5, 3, 3, 3, 3] or per_row[4:] == [3, 3, 3, 3]
+    assert per_row == [4, 4, 7, 5, 3, 3, 3, 3]
 
 
 def test_a_lost_pack_is_a_lost_attempt_of_each_row() -> None:
@@ -317,7 +320,9 @@ def test_tokens_are_shared_out_to_the_last_one(total: int, weights: list[int]) -
     parts = whole_shares(total, weights)
     assert sum(part or 0 for part in parts) == total
     if sum(weights):
-        assert all(abs((part or 0) - total * weight / sum(weights)) <= 1 for part, weight in zip(parts, weights, strict=True))
+        assert all(
+            abs((part or 0) - total * weight / sum(weights)) <= 1 for part, weight in zip(parts, weights, strict=True)
+        )
 
 
 @given(total=st.floats(0, 100), weights=st.lists(st.integers(0, 10_000), min_size=1, max_size=64))
@@ -339,12 +344,15 @@ def test_tokens_and_cost_go_by_the_length_of_the_text() -> None:
     assert one.completion is not None and two.completion is not None
     assert (one.completion.usage.prompt_tokens, two.completion.usage.prompt_tokens) == (11, 3)
     assert one.completion.usage.estimated
-    assert (one.cost.amount, two.cost.amount, one.cost.source) == (3e-06, 1e-06, "gateway")
+    assert (one.cost.amount, two.cost.amount) == (pytest.approx(3e-06, abs=1e-15), pytest.approx(1e-06, abs=1e-15))
+    assert one.cost.source == "gateway"
 
 
 def test_a_row_that_never_became_a_request_goes_its_own_way() -> None:
-    broken = Outcome(custom_id="x", index=9, fingerprint=b"0" * 16, status="failed", error_code="null_field", sent=False)
-    memory, gateway, _ = work(lambda body, nth: good(body), [request(1), broken, request(2)])
+    broken = Outcome(
+        custom_id="x", index=9, fingerprint=b"0" * 16, status="failed", error_code="null_field", sent=False
+    )
+    memory, _, _ = work(lambda body, nth: good(body), [request(1), broken, request(2)])
     assert memory.outcomes["x"] == broken
     assert len(memory.outcomes) == 3
 
@@ -398,7 +406,9 @@ def test_vectors_are_exact_in_every_format(ending: str, tmp_path: Path, gateway:
     assert vectors_in(output) == [exact(text_of(row)) for row in rows]
     if ending == "parquet":
         assert pq.read_schema(output).field("embedding").type == pa.list_(pa.float32(), 64)
-    assert run(embedding_job(source, output, gateway.url, request__pack=7)).sent == 0, "the pack is no part of a request"
+    assert run(embedding_job(source, output, gateway.url, request__pack=7)).sent == 0, (
+        "the pack is no part of a request"
+    )
 
 
 def test_dimensions_that_differ_and_rows_that_failed(tmp_path: Path, gateway: Server) -> None:
@@ -430,7 +440,7 @@ def test_usage_and_cost_of_the_rows_are_those_of_the_ledger(tmp_path: Path, serv
     server = serve()
     rows = some_rows(57)
     source = write_jsonl(tmp_path / "in.jsonl", rows)
-    price = {"prices": {"sim/embed": {"input_per_million": 0.15}}}
+    price = {"prices": {"sim/embed": {"input_per_million": 0.15, "output_per_million": 0.0}}}
     summary = run(embedding_job(source, tmp_path / "out.jsonl", server.url, **price))
     totals = server.ledger()["totals"]
     assert (totals["requests"], summary.prompt_tokens, summary.completion_tokens) == (2, totals["prompt_tokens"], 0)
@@ -484,7 +494,9 @@ def test_a_run_killed_in_the_middle_goes_on_and_names_every_row_of_its_packs(
     words = ["-i", source, "-o", tmp_path / "out.parquet", "--base-url", server.url, "-m", "sim/embed", "--id", "id", "-c", "4",
              "-p", "search_document: {{ text }}", "--set", "request.endpoint=embeddings", "--set", "request.pack=4"]  # fmt: skip
     process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline", "run", *map(str, words), "-q"], env=clean_environment(), start_new_session=True
+        [sys.executable, "-m", "pipeline", "run", *map(str, words), "-q"],
+        env=clean_environment(),
+        start_new_session=True,
     )
     while server.ledger()["totals"]["requests"] < 30:
         time.sleep(0.02)
@@ -492,15 +504,15 @@ def test_a_run_killed_in_the_middle_goes_on_and_names_every_row_of_its_packs(
     process.wait()
     summary = run(job)
     assert (summary.exit_code, summary.completed) == (0, 400)
-    assert 0 < len(summary.in_flight) <= 2 * 4 * 4
-    assert len(summary.in_flight) % 4 == 0, "packs are kept or lost as a whole"
-    assert summary.lost_attempts == len(summary.in_flight)
+    assert 0 < len(summary.recovered) <= 2 * 4 * 4
+    assert len(summary.recovered) % 4 == 0, "packs are kept or lost as a whole"
+    assert summary.lost_attempts == len(summary.recovered)
     assert vectors_in(tmp_path / "out.parquet") == [exact(text_of(row)) for row in rows]
 
 
 def test_batch_lines_of_three_endpoints(tmp_path: Path, serve: Callable[..., Server]) -> None:
     told = {"id": "cmpl-1", "model": "m", "choices": [{"index": 0, "text": "once upon", "finish_reason": "stop"}], "usage": {"prompt_tokens": 2, "completion_tokens": 2}}  # fmt: skip
-    server = serve(faults=[{"fault": 200, "path": "/completions", "match": '"prompt"', "body": told}])
+    server = serve(faults=[{"fault": 200, "path": "/completions", "match": "tell", "body": told}])
     lines = [
         {"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": {"model": "sim/embed", "input": "hello"}},
         {"custom_id": "b", "method": "POST", "url": "/v1/completions", "body": {"model": "m", "prompt": "tell"}},
@@ -517,7 +529,11 @@ def test_batch_lines_of_three_endpoints(tmp_path: Path, serve: Callable[..., Ser
     batch = {**settings, "output.path": str(tmp_path / "b.jsonl"), "output.format": "batch"}
     assert run(Job.load(None, overrides=batch)).exit_code == 0
     body = read_jsonl(tmp_path / "b.jsonl")[0]["response"]["body"]
-    assert (body["object"], body["data"][0]["index"], body["usage"]["prompt_tokens"]) == ("list", 0, body["usage"]["total_tokens"])
+    assert (body["object"], body["data"][0]["index"], body["usage"]["prompt_tokens"]) == (
+        "list",
+        0,
+        body["usage"]["total_tokens"],
+    )
     assert struct.pack("<64f", *body["data"][0]["embedding"]) == exact("hello")
 
 

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "pipeline"
 FLOORS = {
     0: set("records errors presets jsonio".split()),
     1: set("job source template gateways stream budget drift retry accounting journal sink progress".split()),
-    2: set("client backlog packs pool simulator".split()),
+    2: set("client backlog packs books outage pool simulator".split()),
     3: set(
         "guards workspace feed run entry signals selection results export status verify trial ending preflight plan "
         "models".split()

@@ -53,6 +53,7 @@ class Memory:
     def __init__(self) -> None:
         self.outcomes: list[Outcome] = []
         self.attempts: list[Attempt] = []
+        self.witnesses: list[Attempt] = []
         self.set: dict[int, str] = {}
         self._next = 0
 
@@ -66,7 +67,7 @@ class Memory:
 
     async def keep(self, record: Outcome | Attempt, entry: int | None) -> None:
         if isinstance(record, Attempt):
-            self.attempts.append(record)
+            (self.witnesses if record.code == "witness" else self.attempts).append(record)
         else:
             self.outcomes.append(record)
         if entry is not None:
@@ -76,8 +77,19 @@ class Memory:
 class Script:
     """A gateway that answers each row's n-th send as told, and notes when."""
 
-    def __init__(self, answer: Callable[[int, int], Reply], *, takes_s: float = 1.0) -> None:
+    def __init__(
+        self,
+        answer: Callable[[int, int], Reply],
+        *,
+        takes_s: float = 1.0,
+        back_at: float = 0.0,
+        away: Reply | None = None,
+    ) -> None:
         self._answer = answer
+        self._back_at = back_at
+        self._away = away
+        self.probes: list[float] = []
+        self.witnesses: list[float] = []
         self._takes_s = takes_s
         self.sends: list[tuple[float, str]] = []
         self.streams: list[bool] = []
@@ -86,9 +98,13 @@ class Script:
         self._counts: dict[str, int] = {}
 
     async def send(self, endpoint: str, body: bytes, headers: Mapping[str, str], *, stream: bool) -> Reply:
-        self.streams.append(stream)
         call_id = headers.get("X-Client-Request-Id") or headers.get("x-litellm-call-id") or "p1-0-?"
+        now = asyncio.get_running_loop().time()
+        if b"Say yes" in body:
+            self.witnesses.append(now)
+            return self._away if self._away is not None and now < self._back_at else reply()
         row = int(call_id.split("-")[1])
+        self.streams.append(stream)
         self._counts[str(row)] = self._counts.get(str(row), 0) + 1
         nth = self._counts[str(row)]
         self.sends.append((asyncio.get_running_loop().time(), call_id))
@@ -99,6 +115,11 @@ class Script:
         finally:
             self.busy -= 1
         return self._answer(row, nth)
+
+    async def get(self, path: str) -> Reply:
+        now = asyncio.get_running_loop().time()
+        self.probes.append(now)
+        return self._away if self._away is not None and now < self._back_at else reply(200, {"data": []})
 
 
 async def feed(rows: int, size: int = 8) -> AsyncGenerator[list[Request | Outcome], None]:
@@ -117,8 +138,10 @@ def work(
     during: Callable[[Pool], object] | None = None,
     takes_s: float = 1.0,
     dialect: OpenAI | None = None,
+    back_at: float = 0.0,
+    away: Reply | None = None,
 ) -> tuple[Memory, Script, Pool, float]:
-    memory, script = Memory(), Script(answer, takes_s=takes_s)
+    memory, script = Memory(), Script(answer, takes_s=takes_s, back_at=back_at, away=away)
 
     async def main() -> tuple[Pool, float]:
         terms = Terms(
@@ -188,7 +211,7 @@ def test_a_rows_own_fault_is_never_retried(status: int) -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    [error(429), error(503), error(502), error(504), error(529), lost("connect_failed", sent=False), reply(302, None)],
+    [error(429), error(503), error(502), error(529), lost("connect_failed", sent=False), reply(302, None)],
 )
 def test_the_gateways_trouble_costs_no_attempt(bad: Reply) -> None:
     memory, script, _, _ = work(lambda row, nth: bad if nth <= 12 else reply(), attempts=2)
@@ -238,11 +261,12 @@ def test_fatal_stops_the_run_and_leaves_rows_pending() -> None:
 
 
 def test_a_key_that_worked_and_is_refused_is_believed_after_a_minute() -> None:
-    _, script, pool, took = work(lambda row, nth: error(401, "who are you"), reached=True)
+    refused = error(401, "who are you")
+    _, script, pool, took = work(lambda row, nth: refused, rows=20, reached=True, away=refused, back_at=1e9)
     assert isinstance(pool.stopped, GatewayError)
-    assert 60 <= took < 130
-    assert len(script.sends) < 12
-    memory, _, pool, _ = work(lambda row, nth: error(401) if nth < 4 else reply(), reached=True)
+    assert 60 <= took < 100
+    assert len(script.sends) == 4, "one send a slot, then one probe for all"
+    memory, _, pool, _ = work(lambda row, nth: refused if nth == 1 else reply(), away=refused, back_at=40.0)
     assert pool.stopped is None
     assert memory.outcomes[0].status == "succeeded"
 
@@ -284,19 +308,80 @@ def test_an_empty_budget_is_its_own_stop() -> None:
     assert isinstance(pool.stopped, BudgetError)
 
 
+REFUSED = lost("connect_failed", sent=False)
+
+
 def test_never_reached_is_given_up_after_a_minute() -> None:
-    _, _, pool, took = work(lambda row, nth: lost("connect_failed", sent=False), reached=False)
+    _, script, pool, took = work(lambda row, nth: REFUSED, rows=50, reached=False, away=REFUSED, back_at=1e9)
     assert isinstance(pool.stopped, GatewayError)
-    assert 60 <= took < 130
+    assert 60 <= took < 65
+    assert len(script.sends) == 4
+    assert len(script.probes) in (60, 61)
 
 
-def test_once_reached_an_outage_is_waited_out() -> None:
-    memory, _, pool, took = work(
-        lambda row, nth: lost("connect_failed", sent=False) if nth < 30 else reply(), reached=True
-    )
+def test_once_reached_an_outage_is_waited_out_as_one_with_one_probe_a_second() -> None:
+    def away(row: int, nth: int) -> Reply:
+        return REFUSED if asyncio.get_running_loop().time() < 600 else reply()
+
+    memory, script, pool, took = work(away, rows=50, slots=8, reached=True, away=REFUSED, back_at=600.0)
     assert pool.stopped is None
-    assert memory.outcomes[0].status == "succeeded"
-    assert took > 600
+    assert {outcome.status for outcome in memory.outcomes} == {"succeeded"}
+    assert memory.attempts == []
+    assert len(script.sends) == 8 + 50, "one send a slot found out; then nothing was sent until it was back"
+    assert len(script.probes) == pytest.approx(600, abs=2)
+    assert took == pytest.approx(600 + 7, abs=2.1), "back within two seconds"
+    assert [(round(spell.started_at), spell.cause.split(":")[0]) for spell in pool.outages] == [(1, "connect_failed")]
+    assert pool.outages[0].ended_at == pytest.approx(600, abs=2)
+
+
+def test_a_500_that_a_witness_meets_too_is_an_outage_and_costs_no_row_an_attempt() -> None:
+    def away(row: int, nth: int) -> Reply:
+        return error(500, "Cannot connect to host") if asyncio.get_running_loop().time() < 300 else reply()
+
+    memory, script, pool, _ = work(away, rows=20, slots=4, attempts=2, away=error(500), back_at=300.0)
+    assert {outcome.status for outcome in memory.outcomes} == {"succeeded"}
+    assert memory.attempts == []
+    assert len(script.sends) == 4 + 20
+    assert len(script.witnesses) < 20, "backing off to 30 s"
+    assert len(pool.outages) == 1
+
+
+def test_a_500_that_a_witness_does_not_meet_is_the_rows_own() -> None:
+    memory, script, pool, _ = work(lambda row, nth: error(500) if row == 3 else reply(), rows=10, slots=2, attempts=3)
+    assert [outcome.custom_id for outcome in memory.outcomes if outcome.status == "failed"] == ["r3"]
+    assert 1 <= len(script.witnesses) <= 3
+    assert pool.outages == []
+    assert len(memory.witnesses) == len(script.witnesses)
+    assert all(attempt.cost == pytest.approx(14e-6) for attempt in memory.witnesses), "booked as overhead"
+
+
+def test_a_row_that_alone_is_slower_than_the_front_proxy_waits_does_not_wait_for_ever() -> None:
+    memory, _, pool, _ = work(lambda row, nth: error(524) if row == 3 else reply(), rows=10, attempts=3)
+    failed = next(outcome for outcome in memory.outcomes if outcome.status == "failed")
+    assert (failed.error_code, failed.lost) == ("http_524", True)
+    assert pool.outages == []
+
+
+def test_an_answer_lost_in_an_outage_is_booked_though_not_charged() -> None:
+    def away(row: int, nth: int) -> Reply:
+        return lost("disconnected") if asyncio.get_running_loop().time() < 100 else reply()
+
+    memory, *_ = work(away, rows=4, slots=4, attempts=1, away=REFUSED, back_at=100.0)
+    assert {outcome.status for outcome in memory.outcomes} == {"succeeded"}
+    assert sum(attempt.lost for attempt in memory.attempts) == 4
+
+
+def test_drain_during_an_outage_ends_at_once() -> None:
+    memory, script, _, took = work(
+        lambda row, nth: REFUSED,
+        rows=50,
+        away=REFUSED,
+        back_at=1e9,
+        during=lambda pool: asyncio.get_running_loop().call_later(30, pool.drain),
+    )
+    assert memory.outcomes == []
+    assert took == pytest.approx(30.5, abs=0.1)
+    assert len(script.sends) == 4
 
 
 def test_drain_finishes_what_is_in_flight_and_starts_nothing() -> None:

@@ -25,6 +25,7 @@ KEY_POOR = (200, {"key": "x", "info": key_facts(spend=20.5)})
 
 
 def ran(folder: Path, url: str, preset: str, model: str, **more: Any) -> Summary:
+    folder.mkdir(exist_ok=True)
     write_jsonl(folder / "in.jsonl", [{"t": "one"}])
     settings = {
         "input.path": str(folder / "in.jsonl"), "output.path": str(folder / "out.jsonl"), "gateway.preset": preset,
@@ -95,6 +96,25 @@ def test_lumen_stops(tmp_path: Path, replies: dict[str, Canned], model: str, cod
         summary = ran(tmp_path, server.url, "lumen", model)
     assert (summary.exit_code, summary.pending, server.paid) == (code, 1, 0), summary.reason
     assert words in summary.reason
+
+
+def test_a_model_for_the_other_endpoint(tmp_path: Path) -> None:
+    embeds = {"request.endpoint": "embeddings"}
+    with canned(litellm()) as server:
+        summary = ran(tmp_path, server.url, "litellm", "lbl/cborg-chat", **embeds)
+        assert (summary.exit_code, server.paid) == (2, 0)
+        assert "is for chat, not for requests to /embeddings" in summary.reason
+        server.replies["POST /embeddings"] = (
+            200,
+            {
+                "object": "list",
+                "model": "nomic-embed-text",
+                "data": [{"object": "embedding", "index": 0, "embedding": [0.5, 0.25]}],
+                "usage": {"prompt_tokens": 3, "total_tokens": 3, "completion_tokens": 0},
+            },
+        )
+        summary = ran(tmp_path / "other", server.url, "litellm", "nomic-embed-text", **embeds)
+    assert (summary.exit_code, summary.cost) == (0, {"USD": 0.0}), summary.reason
 
 
 def test_a_model_that_is_down_is_a_warning(tmp_path: Path, pipeline: Pipeline) -> None:

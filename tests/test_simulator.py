@@ -320,11 +320,13 @@ def test_the_books_name_every_request() -> None:
         assert books["requests"][0] == {
             "number": 1,
             "at": pytest.approx(time.time(), abs=10),
+            "ended_at": pytest.approx(time.time(), abs=10),
             "method": "POST",
             "path": "/v1/chat/completions",
             "body_digest": blake2b(json.dumps(chat("x")).encode(), digest_size=16).hexdigest(),
             "call_id": "c-1",
             "model": "m",
+            "served": "m",
             "status": 200,
             "fault": None,
             "billed": True,
@@ -335,6 +337,7 @@ def test_the_books_name_every_request() -> None:
         assert (books["requests"][1]["status"], books["requests"][1]["cost"]) == (400, 0)
         async with client.session.get(url, params={"totals": "1"}) as reply:
             assert await reply.json() == {"totals": books["totals"]}
+        assert books["totals"]["unit"] == "USD"
         assert books["totals"]["by_status"] == {"200": 1, "400": 1}
 
     run(test, input_cost_per_million=1, output_cost_per_million=10)

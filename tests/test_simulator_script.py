@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import pytest
 
 from pipeline.errors import UsageError
-from pipeline.simulator import Faults
+from pipeline.simulator import Faults, faults
 from pipeline.simulator.call import Call
+from pipeline.simulator.measured import MEASURED
 from pipeline.simulator.playback import Playback
 
 
@@ -128,3 +130,11 @@ def test_bad_scripts_are_usage_errors(tmp_path: Path, text: str | None, message:
         path.write_text(text)
     with pytest.raises(UsageError, match=message):
         Faults.from_file(path)
+
+
+def test_every_error_of_every_dialect_is_documented() -> None:
+    table = re.split(r"\n=+  =+\n", faults.__doc__ or "")[3]
+    for row in re.split(r"\n(?=\w)", table):
+        dialect, names = row.split(maxsplit=1)
+        named = set(re.sub(r"\(.*?\)|After cooldown.*", "", names, flags=re.DOTALL).replace(".", "").split())
+        assert named == MEASURED[dialect].keys() - {"stream_error"}

@@ -133,7 +133,7 @@ def models_command(as_json: bool, **given: Any) -> int:
     found = asyncio.run(listed(gateway_of(given)))
     if found.error is not None:
         raise found.error
-    for text in found.warnings:
+    for text in found.warnings if found.models else [finding.text for finding in found.findings]:
         click.echo(text, err=True)
     if as_json:
         _print_json([asdict(info) for info in found.models.values()])

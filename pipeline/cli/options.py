@@ -149,14 +149,12 @@ _ONCE = (*_ONCE_WITH_VALUE, "--retry-failed", "--accept-changes", "--accept-fail
 
 def again(arguments: Sequence[str]) -> str:
     """This command without what it asked for once and the journal now knows."""
-    words = iter(arguments)
+    words = list(arguments)
     kept: list[str] = []
-    for word in words:
-        if word in _ONCE_WITH_VALUE:
-            next(words, None)
-        elif word == "--retry-failed":
-            following = next(words, None)
-            kept += [following] if following is not None and following.startswith("-") else []
-        elif word.partition("=")[0] not in _ONCE:
+    while words:
+        word = words.pop(0)
+        if word.partition("=")[0] not in _ONCE:
             kept.append(word)
+        elif word in _ONCE_WITH_VALUE or (word == "--retry-failed" and words and not words[0].startswith("-")):
+            words[:1] = []
     return shlex.join(["pipeline", *kept])

@@ -84,6 +84,16 @@ LITELLM_RULES = (
             recheck_s=RECHECK_KEY_S,
         ),
     ),
+    Rule(  # what a proxy without a database says to every key but its master key, with a 400
+        names=frozenset({"no_db_connection"}),
+        without_header=_CALL_ID,
+        means=Verdict(
+            kind=Kind.FATAL,
+            code="invalid_api_key",
+            message="This proxy has no database, and takes no key but its master key",
+            recheck_s=RECHECK_KEY_S,
+        ),
+    ),
     Rule(
         statuses=frozenset({401}),
         header=_CALL_ID,

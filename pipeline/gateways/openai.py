@@ -175,7 +175,8 @@ class OpenAI:
             return _OK
         if reply.failure is not None:
             sent, code, message = reply.failure.sent, reply.failure.code, reply.failure.message
-            return Verdict(kind=Kind.TRANSIENT if sent else Kind.OUTAGE, code=code, message=message, ambiguous=sent)
+            kind = Kind.TRANSIENT if sent else Kind.OUTAGE
+            return Verdict(kind=kind, code=code, message=message, ambiguous=sent, unsent=not sent)
         return self._look_up(reply)
 
     def _look_up(self, reply: Reply) -> Verdict:

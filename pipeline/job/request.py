@@ -12,7 +12,10 @@ from pipeline.job.table import FilePath, Table, Text
 _RESERVED_PARAMS = {
     "model": "'model' has a place of its own: model = ... at the top of the job, or -m MODEL",
     "messages": "'messages' are made from request.prompt and request.system, or come in a column of that name",
-    "stream": "'stream' cannot be set: answers come whole",
+    "stream": "'stream' is said in the gateway's table: stream = true",
+    "stream_options": "'stream_options' are ours to set, with gateway.stream",
+    "api_key": "'api_key' cannot stand in a job: a key comes from the environment, see gateway.api_key_env",
+    "extra_headers": "'extra_headers' cannot be set: a job is stored, and headers carry keys",
 }
 
 

@@ -166,6 +166,10 @@ class Journal:
         """Note how the run ended; what is left in flight then was cut off and is booked at the next start."""
         self.db.execute("UPDATE run SET ended_at = ?, how = ? WHERE run = ?", (time.time(), how, self.run))
 
+    def keep_outage(self, started_at: float, ended_at: float | None, cause: str) -> None:
+        """Note one outage of this run; ``ended_at`` None: it lasted when the run ended."""
+        self.db.execute("INSERT INTO outage VALUES (?, ?, ?, ?)", (started_at, ended_at, cause, self.run))
+
     def writer(self, *, slots: int, kept: Callable[[Sequence[Record]], None]) -> Writer:
         """The group-committing writer of this run; to be made inside the event loop."""
         return Writer(self.db, self.path, self.table, run=self.run, slots=slots, kept=kept)
@@ -196,6 +200,7 @@ class Journal:
     def accept_failed(self) -> int:
         """The failures are known and fine: later runs end with 0. Returns how many were newly accepted."""
         cursor = self.db.execute(
-            "UPDATE outcome SET accepted = 1 WHERE status = 'failed' AND NOT accepted AND NOT redo"
+            "UPDATE outcome SET accepted = 1 WHERE status = 'failed' AND NOT accepted AND NOT redo "
+            "AND no IN (SELECT no FROM input)"
         )
         return cursor.rowcount

@@ -158,16 +158,27 @@ class Index:
 
         The n-th row of a request takes the n-th outcome of that request, and what is known of its attempts.
         """
-        for table, order in (("outcome", "no"), ("attempt", "custom_id")):
-            self._db.execute(
-                f"UPDATE {table} SET custom_id = i.custom_id FROM ("  # noqa: S608 - names from this line
-                f" SELECT custom_id, fingerprint, dense_rank() OVER (PARTITION BY fingerprint ORDER BY {order}) AS n,"
-                f" {table}.rowid AS at FROM {table}) AS o JOIN ("
-                " SELECT i.custom_id, i.fingerprint,"
-                " row_number() OVER (PARTITION BY i.fingerprint ORDER BY f.place, i.line) AS n"
-                " FROM input i JOIN file f ON f.file = i.file) AS i ON i.fingerprint = o.fingerprint AND i.n = o.n "
-                f"WHERE {table}.rowid = o.at"
-            )
+        self._db.execute(
+            "CREATE TEMP TABLE renamed AS SELECT o.no AS no, o.fingerprint AS fingerprint, o.custom_id AS old,"
+            " i.custom_id AS new FROM ("
+            "  SELECT no, custom_id, fingerprint, row_number() OVER (PARTITION BY fingerprint ORDER BY no) AS n FROM outcome"
+            " ) AS o JOIN ("
+            "  SELECT i.custom_id, i.fingerprint,"
+            "  row_number() OVER (PARTITION BY i.fingerprint ORDER BY f.place, i.line) AS n"
+            "  FROM input i JOIN file f ON f.file = i.file"
+            " ) AS i ON i.fingerprint = o.fingerprint AND i.n = o.n"
+        )
+        self._db.execute(
+            "UPDATE attempt SET custom_id = r.new FROM temp.renamed r "
+            "WHERE r.fingerprint = attempt.fingerprint AND r.old = attempt.custom_id"
+        )
+        self._db.execute("UPDATE outcome SET custom_id = r.new FROM temp.renamed r WHERE r.no = outcome.no")
+        self._db.execute("DROP TABLE temp.renamed")
+        # A row that only has attempts: its request stands once, so it is the same row.
+        self._db.execute(
+            "UPDATE attempt SET custom_id = i.custom_id FROM input i WHERE i.fingerprint = attempt.fingerprint "
+            "AND (SELECT count(*) FROM input t WHERE t.fingerprint = attempt.fingerprint) = 1"
+        )
 
     def _number_occurrences(self) -> None:
         """The n-th row with the same request is ``<fingerprint>-n``: intended duplicates stay n rows, in any order."""

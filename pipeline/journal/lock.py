@@ -13,6 +13,9 @@ import orjson
 
 from pipeline.errors import LockedError, RunFolderError
 
+LOOKS = 10
+LOOK_S = 0.02
+
 
 def boot_id() -> str:
     """Tells one start of the machine from the next; empty where the system does not say."""
@@ -33,7 +36,7 @@ class Lock:
         except OSError as exc:
             raise RunFolderError(f"cannot write in the run folder {self._path.parent}: {exc.strerror}") from exc
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._take()
         except OSError as exc:
             holder = self.holder()
             os.close(self._fd)
@@ -41,6 +44,19 @@ class Lock:
             raise LockedError(_in_use(self._path.parent, holder)) from exc
         self._write({"host": socket.gethostname(), "pid": os.getpid(), "boot_id": boot_id(), "since": time.time()})
         return self
+
+    def _take(self) -> None:
+        """A ``status`` that looks whether it is held holds it for an instant itself: nobody's name is in it then."""
+        for _ in range(LOOKS):
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                if self.holder():
+                    raise
+                time.sleep(LOOK_S)
+            else:
+                return
+        fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def __exit__(self, *_: object) -> None:
         os.ftruncate(self._fd, 0)

@@ -159,6 +159,12 @@ def failures(db: sqlite3.Connection, *, examples: int = 3) -> list[tuple[str, in
     return found
 
 
+def outages(db: sqlite3.Connection) -> list[dict[str, float | str | None]]:
+    """All outages that runs of this journal sat out."""
+    rows = db.execute("SELECT started_at, ended_at, cause FROM outage ORDER BY started_at")
+    return [{"started_at": row[0], "ended_at": row[1], "cause": row[2]} for row in rows]
+
+
 def spent(db: sqlite3.Connection) -> float:
     """What all runs of this journal have cost, as far as it is known, rows that are gone or changed included."""
     return float(

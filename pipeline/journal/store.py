@@ -43,6 +43,7 @@ CREATE TABLE reply (no INTEGER PRIMARY KEY, body BLOB NOT NULL, form TEXT NOT NU
 CREATE TABLE attempt (
     custom_id TEXT NOT NULL, fingerprint BLOB NOT NULL, call_id TEXT NOT NULL, code TEXT NOT NULL, lost INTEGER NOT NULL,
     cost REAL, at REAL NOT NULL, run INTEGER NOT NULL);
+CREATE TABLE outage (started_at REAL NOT NULL, ended_at REAL, cause TEXT NOT NULL, run INTEGER NOT NULL);
 CREATE INDEX attempt_row ON attempt (fingerprint, custom_id);
 """
 
@@ -157,10 +158,15 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
     db.execute("BEGIN IMMEDIATE")
     try:
         yield
+        db.execute("COMMIT")
     except BaseException:
-        db.execute("ROLLBACK")
+        _roll_back(db)
         raise
-    db.execute("COMMIT")
+
+
+def _roll_back(db: sqlite3.Connection) -> None:
+    if db.in_transaction:  # not when the disk is full: then it has been rolled back already
+        db.execute("ROLLBACK")
 
 
 @contextmanager
@@ -170,7 +176,7 @@ def undone(db: sqlite3.Connection) -> Iterator[None]:
     try:
         yield
     finally:
-        db.execute("ROLLBACK")
+        _roll_back(db)
 
 
 def get(db: sqlite3.Connection, key: str) -> str | None:

@@ -18,7 +18,7 @@ from pipeline.jsonio import loads
 from pipeline.plan.forecast import NOTHING, Span
 from pipeline.plan.load import Load
 from pipeline.plan.survey import Survey, surveyed
-from pipeline.preflight import Finding, Preflight, accounting_of, connection_to, preflight
+from pipeline.preflight import Finding, Preflight, accounting_of, connection_to, preflight_of
 from pipeline.records import EMBEDDINGS, KeyInfo
 from pipeline.workspace import Workspace, make_folder, opened
 
@@ -89,7 +89,7 @@ async def _asked(job: Job, space: Workspace, key: str | None) -> Preflight:
     if job.base_url is None:
         return Preflight(findings=(Finding(level="ok", text="the simulator is built in: no key, no network, no bill"),))
     connection = connection_to(job, job.base_url, space.dialect, key)
-    return await preflight(connection, space.dialect, model=job.model)
+    return await preflight_of(space, connection)
 
 
 class _Reckoning:
@@ -168,10 +168,11 @@ class _Reckoning:
         pace = history.pace(self._space.journal.db)
         if pace is None:
             return None
-        least = 0.0 if key.rpm is None else rows / key.rpm * 60
+        calls = rows / self._job.pack
+        least = 0.0 if key.rpm is None else calls / key.rpm * 60
         if key.tpm is not None:
             least = max(least, tokens.low / key.tpm * 60)
-        return Span(low=max(rows * pace.p50_s / slots, least), high=max(rows * pace.p95_s / slots, least))
+        return Span(low=max(calls * pace.p50_s / slots, least), high=max(calls * pace.p95_s / slots, least))
 
     def _disk(self, completion: Span) -> tuple[int, int]:
         """Journal and results file, roughly."""

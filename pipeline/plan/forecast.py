@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 LEAST_MEASURED = 5
+UNLIKE = 0.02  # rows that were done first are never quite like the rest; no standard error knows of that
 BYTES_PER_TOKEN = (
     3.0,
     5.0,
@@ -85,6 +86,7 @@ class Measured:
         aside = (total_x - rows * self.x / n) ** 2 / spread if spread else 0.0
         error = math.sqrt(variance * (rows * rows / n + aside + rows))
         margin = (2.0 + 4.0 / n) * error  # a little more for few rows, as Student's t has it
+        margin += UNLIKE * abs(middle)
         return Span(low=max(middle - margin, 0.0), high=max(middle + margin, 0.0))
 
     def _line(self) -> tuple[float, float, float]:

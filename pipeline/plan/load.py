@@ -33,7 +33,7 @@ class Load:
 
     def add(self, request: Request) -> None:
         """One pending row."""
-        size = len(request.body)
+        size = len(request.body) - request.image_bytes
         self.rows += 1
         self.bytes += size
         cap = 0

@@ -59,7 +59,8 @@ def _measure(space: Workspace, survey: Survey) -> None:
             done = {row.line: row for row in history.spent(db, str(file.path), chunk.first, chunk.last)}
             for line, data in chunk.rows(frozenset(done)) if done else ():
                 try:
-                    composed = space.template.compose(Row(custom_id=done[line].custom_id, index=line, data=data))
+                    row = Row(custom_id=done[line].custom_id, index=line, data=data)
+                    composed = space.template.compose(row, file.path.parent, whole=False)
                 except RowError:
                     continue
                 if (load := survey.loads.get(composed.model)) is not None:

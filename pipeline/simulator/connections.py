@@ -38,15 +38,19 @@ class Server(web.Server):
         if event := self._awaited.get(handler):
             event.set()
 
-    async def client_leaves(self, request: web.BaseRequest) -> None:
-        """Returns when the client of ``request`` is gone."""
+    async def client_stays(self, request: web.BaseRequest, seconds: float | None) -> bool:
+        """Waits so long (None: for ever), or until the client of ``request`` is gone; whether it is still there."""
         if request.transport is None:
-            return
+            return False
         event = self._awaited[request.protocol] = asyncio.Event()
         try:
-            await event.wait()
+            async with asyncio.timeout(seconds):
+                await event.wait()
+        except TimeoutError:
+            return True
         finally:
             del self._awaited[request.protocol]
+        return False
 
     def drop_idle(self) -> None:
         """Closes every connection without an open call."""

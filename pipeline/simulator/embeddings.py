@@ -37,13 +37,13 @@ class Vectors:
     usage: Usage | None
 
 
-def read(payload: dict[str, Any], default_dimensions: int) -> EmbeddingAsk | Problem:
-    """Checks a request as OpenAI does. Lists of token ids count as texts."""
+def read(payload: dict[str, Any], default_dimensions: int, *, fewest: int) -> EmbeddingAsk | Problem:
+    """Checks a request as OpenAI does, but for how many inputs are enough. Lists of token ids count as texts."""
     given = payload.get("input")
     if given is None:
         return invalid("input", "Missing required parameter: 'input'.")
-    inputs = given if isinstance(given, list) and not all(type(one) is int for one in given) else [given]
-    if not 0 < len(inputs) <= _MOST_INPUTS or not all(one and isinstance(one, str | list) for one in inputs):
+    inputs = given if isinstance(given, list) and not (given and all(type(one) is int for one in given)) else [given]
+    if not fewest <= len(inputs) <= _MOST_INPUTS or not all(one and isinstance(one, str | list) for one in inputs):
         return invalid("input", f"Invalid 'input': expected a text or 1 to {_MOST_INPUTS} texts, none of them empty.")
     dimensions = payload.get("dimensions") or default_dimensions
     if type(dimensions) is not int or not 1 <= dimensions <= _LONGEST_VECTOR:

@@ -30,11 +30,29 @@ a status, 200-599  that answer, number or text ("503"). ``retry_after`` (seconds
 "slow_headers"     ``seconds`` (1) before the answer is made; billed even when the client left meanwhile.
 "slow_body"        the body trickles for ``seconds`` (1).
 "truncated_json"   a complete HTTP answer, its JSON (a stream: its events) cut in half.
+"front_html"       the bare page of a front proxy, without a header of the gateway's. ``status`` (502), ``body``.
+"cut_stream"       streams only: the events end halfway, as if that were all: no finish_reason, no [DONE]. Not billed.
+"stream_error"     streams only: an error halfway, as the dialect tells it. Not billed.
+"drift"            another model answers: ``upstream``. With ``after = n`` an alias that is moved behind your back.
 "empty_choices"    ``choices`` (embeddings: ``data``) is [].
 "no_usage"         no ``usage``.
 "empty_content"    chat only: ``content`` is "".
 "refusal"          chat only: ``message.refusal`` is set, ``content`` is null.
+an error by name   as the dialect gives it (``measured``), after ``seconds`` (0). Not billed. What comes from the model,
+                   or from the way to it, strikes only chats and embeddings.
 =================  ==================================================================================================
+
+=======  ============================================================================================================
+openai   bad_key no_key budget parallel requests tokens unknown_model context policy no_route
+litellm  bad_key not_a_key no_key expired_key database budget user_budget model_denied bad_json missing internal
+         parallel requests tokens unknown_model cooldown model_parallel context policy timeout upstream_400
+         upstream_401 upstream_403 upstream_404 upstream_422 upstream_429 (with ``retry_after``, 2) upstream_500
+         upstream_refused upstream_reset upstream_html no_route wrong_method. After cooldown, upstream_401 and
+         upstream_404 nobody gets to the model until its cooldown is over.
+lumen    no_key bad_key disabled requests bad_body missing unknown_model model_denied budget no_endpoints internal
+         context policy upstream_400 upstream_401 upstream_429 upstream_500 upstream_html bad_parameter timeout
+         no_route wrong_method
+=======  ============================================================================================================
 
 When: all keys given must hold; with none the rule applies to every request. Requests are numbered from 1 by arrival,
 ``GET /ledger`` not counted. The first rule in the script that applies decides, and only its own limits are used up.
@@ -63,6 +81,10 @@ from types import MappingProxyType
 from typing import Any
 
 from pipeline.errors import UsageError
+from pipeline.simulator.measured import MEASURED
+from pipeline.simulator.problem import Problem
+
+_PAGE = b"<!DOCTYPE html><html><head><title>One moment</title></head><body>Please try again later.</body></html>"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +107,23 @@ class Rule:
     probability: float | None = None
     times: int | None = None
     per_body: int | None = None
+    upstream: str | None = None
+
+    def problem(self) -> Problem:
+        """What is answered, where the rule says it all."""
+        status = self.status or 200
+        web_page = self.fault in ("html", "front_html")
+        kind = "requests" if status == 429 else "server_error" if status >= 500 else "invalid_request_error"
+        wait = (("Retry-After", self.retry_after),) if self.retry_after is not None else ()
+        return Problem(
+            status=status,
+            type=kind,
+            message="Scripted fault.",
+            code="scripted",
+            headers=(*wait, *self.headers),
+            body=_PAGE if self.body is None and web_page else self.body,
+            bare=self.fault == "front_html",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +154,17 @@ class Faults:
         if not isinstance(script, list):
             raise UsageError(f"{path}: faults: expected a list of rules ([[faults]] in TOML), got {script!r}")
         return cls.from_list(script, source=f"{path}: faults")
+
+    def check(self, dialect: str) -> None:
+        """Raises where a rule names an error that this dialect does not have."""
+        for index, rule in enumerate(self.rules):
+            speakers = [name for name, errors in MEASURED.items() if rule.fault in errors]
+            if speakers and dialect not in speakers:
+                known = ", ".join(f'"{name}"' for name in MEASURED[dialect])
+                raise UsageError(
+                    f'faults[{index}].fault: "{rule.fault}" is an error of {" and ".join(speakers)}, not of the dialect '
+                    f"{dialect}, which has {known}"
+                )
 
 
 def _count(value: Any) -> int:
@@ -190,23 +240,21 @@ _CHECKS: Mapping[str, tuple[str, Callable[[Any], Any]]] = MappingProxyType(
         "probability": ("a number from 0 to 1", lambda value: _number(value, most=1)),
         "times": _COUNT,
         "per_body": _COUNT,
+        "upstream": ("some text", _text),
     }
 )
 _WHEN = ("every", "first", "after", "between", "match", "path", "probability", "times", "per_body")
 _STATUS_KEYS = ("retry_after", "body", "headers")
 _FAULT_KEYS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "html": ("status", "body"),
-        "refused": ("seconds",),
+        **{name: ("seconds",) for errors in MEASURED.values() for name in errors},
+        "upstream_429": ("seconds", "retry_after"),
+        **dict.fromkeys(("html", "front_html"), ("status", "body")),
+        **dict.fromkeys(("refused", "hang", "slow_headers", "slow_body"), ("seconds",)),
+        **dict.fromkeys(("truncated_json", "cut_stream", "stream_error"), ()),
+        **dict.fromkeys(("empty_choices", "no_usage", "empty_content", "refusal"), ()),
         "reset": ("at",),
-        "hang": ("seconds",),
-        "slow_headers": ("seconds",),
-        "slow_body": ("seconds",),
-        "truncated_json": (),
-        "empty_choices": (),
-        "no_usage": (),
-        "empty_content": (),
-        "refusal": (),
+        "drift": ("upstream",),
     }
 )
 
@@ -231,7 +279,8 @@ def _rule(table: Mapping[str, Any], where: str) -> Rule:
 def _fault(value: Any, where: str) -> tuple[str, dict[str, Any], tuple[str, ...]]:
     """The fault's name in the ledger, the fields it implies, and the keys it takes."""
     if isinstance(value, str) and value in _FAULT_KEYS:
-        return value, {}, _FAULT_KEYS[value]
+        page = {"html": 200, "front_html": 502}.get(value)
+        return value, {} if page is None else {"status": page}, _FAULT_KEYS[value]
     try:
         status = _status(value)
     except (ValueError, TypeError) as exc:

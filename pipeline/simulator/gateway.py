@@ -3,39 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import blake2b
 from types import MappingProxyType
+from typing import Any
 
+import orjson
 from aiohttp import web
 
 from pipeline.records import Usage
 from pipeline.simulator import chance, chat, embeddings, model, wire
 from pipeline.simulator.call import Call
+from pipeline.simulator.catalogue import Model
 from pipeline.simulator.chance import Occurrences
 from pipeline.simulator.chat import Chat
 from pipeline.simulator.connections import Server
 from pipeline.simulator.dialect import OpenAI
 from pipeline.simulator.faults import Rule
 from pipeline.simulator.gate import Gate
-from pipeline.simulator.ledger import Ledger, Line
-from pipeline.simulator.model import Answer
+from pipeline.simulator.ledger import Bill, Ledger, Line
+from pipeline.simulator.litellm import LiteLLM
+from pipeline.simulator.lumen import Lumen
+from pipeline.simulator.measured import MEASURED
 from pipeline.simulator.playback import Playback
 from pipeline.simulator.port import Port
 from pipeline.simulator.problem import Problem
 from pipeline.simulator.settings import Settings
 
-_ENDPOINTS = MappingProxyType(
-    {("POST", "/chat/completions"): "chat", ("POST", "/embeddings"): "embeddings", ("GET", "/models"): "models"}
-)
-_CALL_ID_HEADERS = ("x-client-request-id", "x-litellm-call-id", "x-request-id")
-_MODELS = ("sim/labeler", "sim/echo", "sim/embed")
+_DIALECTS = MappingProxyType({"openai": OpenAI, "litellm": LiteLLM, "lumen": Lumen})
 _JSON = "application/json"
 _HTML = "text/html; charset=utf-8"
 _EVENTS = "text/event-stream; charset=utf-8"
-_PAGE = b"<!DOCTYPE html><html><head><title>One moment</title></head><body>Please try again later.</body></html>"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +56,15 @@ class _Visit:
         return 1.0 if self.rule is None or self.rule.seconds is None else self.rule.seconds
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Made:
+    """An answer, whole or as events, who made it, and what it is sold for."""
+
+    content: bytes | list[bytes]
+    deployment: Model
+    bill: Bill | None
+
+
 class Gateway:
     """What a request meets behind the door."""
 
@@ -66,7 +74,7 @@ class Gateway:
         self._ledger = ledger
         self._server = server
         self._port = port
-        self._dialect = OpenAI()
+        self._dialect = _DIALECTS[settings.dialect](settings, gate, ledger)
         self._playback = Playback(settings.faults, settings.seed)
         by_chance = settings.jitter > 0 or any(rule.probability is not None for rule in settings.faults.rules)
         self._occurrences = Occurrences(wanted=by_chance)
@@ -82,8 +90,9 @@ class Gateway:
         except (ConnectionError, web.RequestPayloadError):
             return wire.hang_up(request)  # the client left before it had asked
         call = self._arrive(request, body)
-        with self._ledger.open(call) as line:
-            response = await self._enter(request, call, line)
+        async with self._gate.threads:
+            with self._ledger.open(call) as line:
+                response = await self._enter(request, call, line)
         if self._port.away and not response.prepared:
             response.force_close()
         return response
@@ -91,21 +100,28 @@ class Gateway:
     def _arrive(self, request: web.BaseRequest, body: bytes) -> Call:
         self._arrivals += 1
         digest = blake2b(body, digest_size=16).digest()
-        path = request.path
+        payload, flaw = _parse(body)
         return Call(
             number=self._arrivals,
-            at=time.time(),
+            at=self._settings.clock(),
             method=request.method,
-            path=path,
-            endpoint=_ENDPOINTS.get((request.method, path.removeprefix("/v1")), ""),
+            path=request.path,
+            endpoint=self._dialect.endpoint(request.method, request.path),
             body=body,
             digest=digest,
             occurrence=self._occurrences.next(digest),
-            call_id=next((request.headers[name] for name in _CALL_ID_HEADERS if name in request.headers), None),
+            call_id=self._dialect.call_id(request.headers, self._arrivals),
+            payload=payload,
+            flaw=flaw,
+            headers=request.headers,
+            query=request.query,
         )
 
     async def _enter(self, request: web.BaseRequest, call: Call, line: Line) -> web.StreamResponse:
-        problem = self._check_key(request) or self._gate.admit(call)
+        dialect = self._dialect
+        problem = dialect.enter(call)
+        if problem is None and (limit := self._gate.admit(call, dialect.route(call), dialect.estimate(call))):
+            problem = dialect.error(limit, call)
         if problem is not None:
             return self._turn_down(problem, call, line)
         try:
@@ -113,125 +129,128 @@ class Gateway:
             visit = _Visit(request=request, call=call, line=line, rule=rule)
             return await (self._answer(visit) if rule is None else self._misbehave(visit, rule))
         finally:
-            self._gate.leave(call)
-
-    def _check_key(self, request: web.BaseRequest) -> Problem | None:
-        if self._settings.api_key is None:
-            return None
-        given = request.headers.get("Authorization", "")
-        if given == f"Bearer {self._settings.api_key}":
-            return None
-        message = "Incorrect API key provided." if given else "You didn't provide an API key."
-        return Problem(status=401, message=message, code="invalid_api_key" if given else None)
+            self._gate.leave(call, line.tokens)
 
     def _turn_down(self, problem: Problem, call: Call, line: Line) -> web.Response:
+        if problem.late and call.stream:
+            line.close(200)
+            headers = {"Content-Type": _EVENTS, **self._dialect.problem_headers(call)}
+            return web.Response(body=self._dialect.broken(problem), headers=headers)
         line.close(problem.status)
-        return self._response(call, self._dialect.problem(problem), status=problem.status)
-
-    def _response(self, call: Call, body: bytes, *, status: int = 200, content_type: str = _JSON) -> web.Response:
-        headers = {"Content-Type": content_type, **self._dialect.headers(call)}
-        return web.Response(body=body, status=status, headers=headers)
-
-    def _open_response(self, call: Call, content_type: str, length: int | None = None) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": content_type, **self._dialect.headers(call)})
-        response.content_length = length
-        return response
+        body = self._dialect.problem(problem) if problem.body is None else problem.body
+        own = {} if problem.bare else self._dialect.problem_headers(call)
+        headers = {"Content-Type": _type_of(body), **own, **dict(problem.headers)}
+        return web.Response(body=body, status=problem.status, headers=headers)
 
     async def _misbehave(self, visit: _Visit, rule: Rule) -> web.StreamResponse:
         """Does what comes instead of an answer or before it; what spoils the answer is done where it is made."""
         visit.line.fault = rule.fault
-        if rule.status is not None or rule.fault == "html":
-            return self._scripted(visit, rule)
+        if rule.status is not None:
+            return self._turn_down(rule.problem(), visit.call, visit.line)
         match rule.fault:
             case "reset" if rule.at == "request":
                 return wire.reset(visit.request)
             case "hang":
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(rule.seconds):
-                        await self._server.client_leaves(visit.request)
+                await self._server.client_stays(visit.request, rule.seconds)
                 return wire.hang_up(visit.request)
             case "refused":
                 self._port.leave(visit.seconds)
             case "slow_headers":
                 await asyncio.sleep(visit.seconds)
+            case name if name in MEASURED[self._settings.dialect] and name != "stream_error":
+                await asyncio.sleep(rule.seconds or 0)
+                return self._turn_down(self._dialect.scripted(rule, visit.call), visit.call, visit.line)
         return await self._answer(visit)
 
-    def _scripted(self, visit: _Visit, rule: Rule) -> web.Response:
-        status = rule.status or 200
-        visit.line.close(status)
-        if rule.body is not None:
-            body = rule.body
-        elif rule.fault == "html":
-            body = _PAGE
-        else:
-            kind = "requests" if status == 429 else "server_error" if status >= 500 else "invalid_request_error"
-            body = self._dialect.problem(Problem(status=status, type=kind, message="Scripted fault.", code="scripted"))
-        response = self._response(visit.call, body, status=status, content_type=_type_of(body))
-        if rule.retry_after is not None:
-            response.headers["Retry-After"] = rule.retry_after
-        response.headers.update(rule.headers)
-        return response
-
     async def _answer(self, visit: _Visit) -> web.StreamResponse:
-        if visit.call.endpoint == "models":
-            return await self._send_whole(visit, self._dialect.models(self._settings.models or _MODELS), None)
-        answer = self._think(visit)
-        if isinstance(answer, Problem):
-            return self._turn_down(answer, visit.call, visit.line)
-        delay = chance.latency(self._settings.seed, visit.call, self._settings.latency_s, self._settings.jitter)
-        if isinstance(answer, Chat) and answer.stream:
-            return await self._send_stream(visit, answer, delay)
+        call, dialect = visit.call, self._dialect
+        made = self._make(visit) if call.needs_slot else dialect.page(call)
+        if isinstance(made, Problem):
+            return self._turn_down(made, call, visit.line)
+        if isinstance(made, bytes):
+            return await self._send_whole(visit, made, dialect.headers(call))
+        delay = chance.latency(self._settings.seed, call, self._settings.latency_s, self._settings.jitter)
+        if (patience := dialect.patience(call)) and delay > patience[0]:
+            await asyncio.sleep(patience[1])
+            return self._turn_down(dialect.error("timeout", call, timeout=patience[0]), call, visit.line)
+        if isinstance(made.content, list):
+            return await self._send_stream(visit, made, made.content, delay)
         if delay:
             await asyncio.sleep(delay)
-        if isinstance(answer, Chat):
-            body = self._dialect.chat(visit.call, chat.spoil(answer, visit.fault))
-        else:
-            body = self._dialect.vectors(embeddings.spoil(answer, visit.fault))
-        return await self._send_whole(visit, body, answer.usage)
+        # It is billed once it is made: the client may be gone, the tokens are used.
+        visit.line.close(0 if visit.fault == "reset" else 200, made.bill)
+        return await self._send_whole(visit, made.content, dialect.headers(call, made.deployment, made.bill))
 
-    def _think(self, visit: _Visit) -> Answer | Problem:
-        call = visit.call
-        if not call.endpoint:
-            return Problem(status=404, message=f"Invalid URL ({call.method} {call.path})")
-        payload = model.parse(call.body)
+    def _make(self, visit: _Visit) -> _Made | Problem:
+        call, dialect = visit.call, self._dialect
+        payload = dialect.read(call)
         if isinstance(payload, Problem):
             return payload
-        visit.line.model = name = payload["model"]
-        if self._settings.models and name not in self._settings.models:
-            return Problem(status=404, message=f"The model '{name}' does not exist.", code="model_not_found")
-        return model.think(call, payload, self._settings.dimensions)
+        visit.line.model = call.model
+        deployment = dialect.find(call)
+        if isinstance(deployment, Problem):
+            return deployment
+        if visit.rule and visit.rule.upstream:
+            deployment = replace(deployment, upstream=visit.rule.upstream)
+        payload = dialect.forward(call, payload)
+        if isinstance(payload, Problem):
+            return payload
+        answer = model.think(call, payload, deployment, self._settings.dimensions, fewest_inputs=dialect.fewest_inputs)
+        if isinstance(answer, Problem):
+            return dialect.passed_on(answer, call, deployment)
+        bill = dialect.bill(call, deployment, answer.usage or Usage(), told=visit.fault != "no_usage")
+        if not isinstance(answer, Chat):
+            content = dialect.vectors(embeddings.spoil(answer, visit.fault), deployment)
+            return _Made(content=content, deployment=deployment, bill=bill)
+        render = dialect.events if call.stream else dialect.chat
+        return _Made(
+            content=render(call, chat.spoil(answer, visit.fault), deployment), deployment=deployment, bill=bill
+        )
 
-    async def _send_whole(self, visit: _Visit, body: bytes, usage: Usage | None) -> web.StreamResponse:
-        """An answer in one body. It is billed once it is made: the client may be gone, the tokens are used."""
-        visit.line.close(0 if visit.fault == "reset" else 200, usage)
+    async def _send_whole(self, visit: _Visit, body: bytes, headers: dict[str, str]) -> web.StreamResponse:
+        visit.line.close(200)
+        headers = {"Content-Type": _JSON, **headers}
         match visit.fault:
-            case "reset":
-                return await self._cut_off(visit, self._open_response(visit.call, _JSON, len(body)), body)
-            case "slow_body":
-                response = self._open_response(visit.call, _JSON, len(body))
+            case "reset" | "slow_body":
+                response = web.StreamResponse(headers=headers)
+                response.content_length = len(body)
+                if visit.fault == "reset":
+                    return await self._cut_off(visit, response, body)
                 pieces = wire.pieces(body)
-                return await wire.send(visit.request, response, pieces, pause_s=visit.seconds / len(pieces))
+                return await wire.send(visit.request, response, pieces, pause_s=visit.seconds / len(pieces), stay=_stay)
             case "truncated_json":
                 body = wire.half(body)
-        return self._response(visit.call, body)
+        return web.Response(body=body, headers=headers)
 
-    async def _send_stream(self, visit: _Visit, answer: Chat, delay: float) -> web.StreamResponse:
-        """An answer as events. It is billed when it ends: a client that leaves a stream ends it, and pays nothing."""
-        line = visit.line
-        events = self._dialect.events(visit.call, chat.spoil(answer, visit.fault))
-        response = self._open_response(visit.call, _EVENTS)
-        if delay:
-            await asyncio.sleep(delay / 2)
-        pause = delay / 2 / len(events)
+    async def _send_stream(self, visit: _Visit, made: _Made, events: list[bytes], delay: float) -> web.StreamResponse:
+        """An answer as events. It is billed when it ends, if a client that has left does not end it before."""
+        line, dialect = visit.line, self._dialect
+        stay = partial(self._server.client_stays, visit.request) if dialect.ends_dropped_streams else _stay
+        headers = {"Content-Type": _EVENTS, **dialect.headers(visit.call, made.deployment)}
+        response = web.StreamResponse(headers=headers)
+        bill, pause = made.bill, delay / 2 / len(events)
         match visit.fault:
-            case "reset":
-                line.close(0, answer.usage)
-                return await self._cut_off(visit, response, b"".join(events))
             case "slow_body":
                 pause += visit.seconds / len(events)
             case "truncated_json":
                 events = [wire.half(b"".join(events))]
-        await wire.send(visit.request, response, events, pause_s=pause, finish=lambda: line.close(200, answer.usage))
+            case "cut_stream":
+                bill, events = None, events[: len(events) // 2]
+            case "stream_error":
+                error = dialect.broken(dialect.error("stream_error", visit.call))
+                bill, events = None, [*events[: len(events) // 2], error]
+        ends = asyncio.get_running_loop().time() + delay / 2 + pause * len(events)
+        if delay and not await stay(delay / 2):
+            line.close(200)
+            return response
+        if visit.fault == "reset":
+            line.close(0, bill)
+            return await self._cut_off(visit, response, b"".join(events))
+        finish = partial(line.close, 200, bill)
+        await wire.send(visit.request, response, events, pause_s=pause, stay=stay, finish=finish)
+        if not dialect.ends_dropped_streams:
+            await asyncio.sleep(ends - asyncio.get_running_loop().time())
+            finish()
         line.close(200)
         return response
 
@@ -239,6 +258,19 @@ class Gateway:
         if visit.rule and visit.rule.at == "body":
             await wire.send_half(visit.request, response, body)
         return wire.reset(visit.request)
+
+
+async def _stay(seconds: float) -> bool:
+    """A pause that nobody ends."""
+    await asyncio.sleep(seconds)
+    return True
+
+
+def _parse(body: bytes) -> tuple[Any, str]:
+    try:
+        return orjson.loads(body), ""
+    except orjson.JSONDecodeError as exc:
+        return None, str(exc)
 
 
 def _type_of(body: bytes) -> str:

@@ -8,21 +8,25 @@ from types import MappingProxyType
 from pipeline.simulator.call import Call
 from pipeline.simulator.chance import uniform
 from pipeline.simulator.faults import Faults, Rule
+from pipeline.simulator.measured import UPSTREAM
 
 _CHAT = ("chat",)
 _ANSWERS = ("chat", "embeddings")
 _BODIES = ("chat", "embeddings", "models")
-# Faults that change an answer strike only where there is such an answer: elsewhere they would be used up unseen.
+# Faults that change an answer, or replace it, strike only where there is such an answer: elsewhere they would be used up unseen.
 _NEEDS = MappingProxyType(
     {
+        **dict.fromkeys(UPSTREAM, _ANSWERS),
         "empty_content": _CHAT,
         "refusal": _CHAT,
         "empty_choices": _ANSWERS,
         "no_usage": _ANSWERS,
+        "drift": _ANSWERS,
         "truncated_json": _BODIES,
         "slow_body": _BODIES,
     }
 )
+_STREAMS = ("stream_error", "cut_stream")
 
 
 class Playback:
@@ -80,7 +84,8 @@ def _in_turn(rule: Rule, number: int) -> bool:
 
 def _in_scope(rule: Rule, call: Call) -> bool:
     return (
-        call.endpoint in _NEEDS.get(rule.fault, (call.endpoint,))
+        (rule.fault not in _STREAMS or call.stream)
+        and call.endpoint in _NEEDS.get(rule.fault, (call.endpoint,))
         and (rule.path is None or rule.path in call.path)
         and (not rule.match or any(needle in call.body for needle in rule.match))
     )

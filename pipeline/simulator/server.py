@@ -23,7 +23,7 @@ class Simulator:
 
     def __init__(self, settings: Settings | None = None) -> None:
         self._settings = settings or Settings()
-        self._gate = Gate(self._settings.max_parallel)
+        self._gate = Gate(self._settings)
         self._ledger = Ledger(self._settings, self._gate)
         self._base_url = ""
         self._stack = AsyncExitStack()

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from aiohttp import web
 
@@ -37,16 +37,20 @@ async def send(
     parts: Sequence[bytes],
     *,
     pause_s: float,
+    stay: Callable[[float], Awaitable[bool]],
     finish: Callable[[], None] | None = None,
 ) -> web.StreamResponse:
-    """Sends ``parts``, ``pause_s`` before each; ``finish`` is called before the last, unless the client has left."""
+    """Sends ``parts``, with a pause before each that ``stay`` makes unless it finds the client gone.
+
+    ``finish`` is called before the last, unless the client has left.
+    """
     if not pause_s:
         parts = [b"".join(parts)]
     with contextlib.suppress(ConnectionError):  # nobody is left to be told; the books say what was billed
         await response.prepare(request)
         for number, part in enumerate(parts, start=1):
-            if pause_s:
-                await asyncio.sleep(pause_s)
+            if pause_s and not await stay(pause_s):
+                return response
             if number == len(parts) and finish is not None and request.transport is not None:
                 finish()
             await response.write(part)

@@ -198,7 +198,14 @@ class Template:
         params = _parsed(data["params"], "params")
         if not isinstance(params, dict):
             raise RowError("bad_params", f"the column 'params' is {kind_of(params)}, not an object")
-        for name in ("messages", "stream", *(("input", "encoding_format") if self._embeds else ())):
+        for name in (
+            "messages",
+            "stream",
+            "stream_options",
+            "api_key",
+            "extra_headers",
+            *(("input", "encoding_format") if self._embeds else ()),
+        ):
             if params.get(name) is not None:
                 raise RowError("bad_params", f"the column 'params' must not set {name!r}")
         model = params.get("model")

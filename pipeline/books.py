@@ -1,0 +1,104 @@
+"""How one exchange goes into the books: as its row's outcome, or as an attempt that did not end it; and what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from pipeline.accounting import Accounting
+from pipeline.backlog import Ticket
+from pipeline.gateways import OpenAI
+from pipeline.gateways.openai import usage_of
+from pipeline.records import Attempt, Completion, Cost, Kind, Outcome, Reply, Request, Verdict
+
+SLOW = frozenset({"timeout", "http_524", "http_504"})
+
+
+class Books:
+    """Makes the records of a run. ``answered`` is told of every good answer before it is booked."""
+
+    def __init__(
+        self,
+        *,
+        dialect: OpenAI,
+        accounting: Accounting,
+        wall_clock: Callable[[], float],
+        fail_on_length: bool,
+        answered: Callable[[Request, Completion], None],
+    ) -> None:
+        self._dialect = dialect
+        self._accounting = accounting
+        self._now = wall_clock
+        self._fail_on_length = fail_on_length
+        self._answered = answered
+
+    def outcome(self, ticket: Ticket, reply: Reply, verdict: Verdict) -> Outcome:
+        """The end of a row: an answer, or an error. Notes in the ticket what the exchange cost."""
+        request = ticket.request
+        completion: Completion | None = None
+        cost = self._told_cost(reply, request.model)
+        if verdict.kind is Kind.OK:
+            completion = self._dialect.completion(reply, request.endpoint)
+            cost = self._cost_of(request, completion, reply)
+            self._answered(request, completion)
+            if self._fail_on_length and completion.finish_reason == "length":
+                verdict = Verdict(kind=Kind.REJECTED, code="length", message="the answer was cut off by max_tokens")
+        succeeded = verdict.kind is Kind.OK
+        unseen = may_be_billed(reply, verdict) or (completion is not None and cost.amount is None)
+        ticket.spent = None if unseen or (reply.status == 200 and cost.amount is None) else cost.amount or 0.0
+        return Outcome(
+            custom_id=request.custom_id,
+            index=request.index,
+            fingerprint=request.fingerprint,
+            status="succeeded" if succeeded else "failed",
+            model=request.model,
+            completion=completion,
+            error_code=None if succeeded else verdict.code,
+            error_message=None if succeeded else _with_tries(verdict.message, ticket.tries),
+            cost=cost,
+            latency_s=reply.elapsed_s,
+            request_id=self._dialect.request_id(reply),
+            completed_at=self._now(),
+            lost=may_be_billed(reply, verdict),
+        )
+
+    def attempt(self, ticket: Ticket, reply: Reply, verdict: Verdict, call_id: str) -> Attempt:
+        """A try that did not end its row."""
+        return Attempt(
+            custom_id=ticket.request.custom_id,
+            fingerprint=ticket.request.fingerprint,
+            call_id=call_id,
+            code=verdict.code,
+            lost=may_be_billed(reply, verdict),
+            cost=self._told_cost(reply, ticket.request.model).amount,
+            at=self._now(),
+        )
+
+    def witness(self, request: Request, call_id: str, reply: Reply) -> Attempt:
+        """A witness belongs to no row; what it cost is part of what the journal cost."""
+        attempt = self.attempt(Ticket(request=request), reply, Verdict(kind=Kind.OK, code="witness"), call_id)
+        if attempt.cost is not None or self._dialect.classify(reply, request.endpoint).kind is not Kind.OK:
+            return attempt
+        completion = self._dialect.completion(reply, request.endpoint)
+        return replace(attempt, cost=self._cost_of(request, completion, reply).amount)
+
+    def _told_cost(self, reply: Reply, model: str) -> Cost:
+        """What a try cost that gave no answer: as the gateway says, or by the tokens it counted for nothing."""
+        if reply.status != 200 or not isinstance(reply.json, dict):
+            return Cost()
+        told = self._dialect.told_cost(reply)
+        return told or self._accounting.cost(usage_of(reply.json.get("usage")), model=model, served_model=None)
+
+    def _cost_of(self, request: Request, completion: Completion, reply: Reply) -> Cost:
+        return self._dialect.told_cost(reply) or self._accounting.cost(
+            completion.usage, model=request.model, served_model=completion.model
+        )
+
+
+def may_be_billed(reply: Reply, verdict: Verdict) -> bool:
+    """Sent, and its answer was not seen; 504 and 524 are a front proxy's, who did not wait for the gateway's."""
+    return (reply.failure is not None and reply.failure.sent) or verdict.code in SLOW
+
+
+def _with_tries(message: str, tries: int) -> str:
+    return message if tries <= 1 else f"{message} (after {tries} tries)"

@@ -1,0 +1,184 @@
+"""An outage is a state of the whole run: everyone waits at one gate while one probe asks whether the gateway is back.
+
+No row is charged for it. A connection that cannot be made is probed by an unpaid call, a model that is away or an error
+that may be the row's own by a *witness*: the shortest request there is, which costs a token and is booked as overhead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import orjson
+
+from pipeline.gateways import OpenAI
+from pipeline.records import CHAT, COMPLETIONS, EMBEDDINGS, Kind, Reply, Request, Verdict
+
+FIRST_PROBE_S = 1.0
+MOST_PROBE_S = 30.0
+WITNESS = "(witness)"
+_SHORTEST: dict[str, dict[str, Any]] = {
+    CHAT: {"messages": [{"role": "user", "content": "Say yes."}], "max_tokens": 1},
+    COMPLETIONS: {"prompt": "yes", "max_tokens": 1},
+    EMBEDDINGS: {"input": "yes"},
+}
+WITNESS_HOLDS_S = 5.0  # what one witness said of the gateway stands for others who ask right after
+
+
+class Prober(Protocol):
+    """How to ask the gateway whether it is there."""
+
+    async def reach(self) -> Verdict: ...
+    async def witness(self, request: Request) -> Verdict: ...
+
+
+class Sender(Protocol):
+    """The seam to the network."""
+
+    async def send(self, endpoint: str, body: bytes, headers: Mapping[str, str], *, stream: bool) -> Reply: ...
+    async def get(self, path: str) -> Reply: ...
+
+
+class GatewayProber:
+    """Probes over the network; ``booked`` is told what each witness was and what came of it."""
+
+    def __init__(
+        self,
+        sender: Sender,
+        dialect: OpenAI,
+        *,
+        run_name: str,
+        booked: Callable[[Request, str, Reply], Awaitable[None]],
+    ) -> None:
+        self._sender = sender
+        self._dialect = dialect
+        self._run_name = run_name
+        self._booked = booked
+        self._count = 0
+
+    async def reach(self) -> Verdict:
+        """Whether anyone answers at all, by an unpaid call."""
+        reply = await self._sender.get(self._dialect.catalogue_path)
+        verdict = self._dialect.classify(reply)
+        away = reply.failure is not None or reply.status >= 500 or verdict.kind is Kind.OUTAGE
+        return verdict if away else Verdict(kind=Kind.OK)
+
+    async def witness(self, request: Request) -> Verdict:
+        """The shortest request to the same model: what it meets is not the fault of any row."""
+        self._count += 1
+        call_id = f"{self._run_name}-witness-{self._count}"
+        body = orjson.dumps({"model": request.model, **_SHORTEST[request.endpoint]}, option=orjson.OPT_SORT_KEYS)
+        asked = replace(request, custom_id=WITNESS, body=body, fingerprint=bytes(16))
+        reply = await self._sender.send(
+            asked.endpoint, self._dialect.dress(asked), self._dialect.headers(call_id), stream=False
+        )
+        await self._booked(asked, call_id, reply)
+        return self._dialect.classify(reply, asked.endpoint)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spell:
+    """One outage. Wall-clock times in seconds; ``ended_at`` None while it lasts."""
+
+    started_at: float
+    ended_at: float | None
+    cause: str
+
+
+class Outage:
+    """``await gate()`` before every send; ``open`` on an OUTAGE verdict; ``blames_gateway`` before charging a row.
+
+    ``lasts`` is told after each probe that found nobody: what it found, and how long this outage is now, in seconds.
+    """
+
+    def __init__(
+        self,
+        prober: Prober,
+        *,
+        wall_clock: Callable[[], float],
+        began: Callable[[Spell], None],
+        lasts: Callable[[Verdict, float], None],
+        ended: Callable[[Spell], None],
+    ) -> None:
+        self._prober = prober
+        self._now = wall_clock
+        self._began = began
+        self._lasts = lasts
+        self._ended = ended
+        self._passable = asyncio.Event()
+        self._passable.set()
+        self._opened = asyncio.Event()
+        self._asking = asyncio.Lock()  # one witness at a time; who waits takes its word
+        self._witnessed_at = float("-inf")
+        self._request: Request | None = None
+        self._first_probe_s = FIRST_PROBE_S
+        self._spell: Spell | None = None
+
+    @property
+    def spell(self) -> Spell | None:
+        """The outage that lasts now."""
+        return self._spell
+
+    async def gate(self) -> None:
+        """Pass when there is no outage."""
+        await self._passable.wait()
+
+    def release(self) -> None:
+        """Let everyone through who waits, to see that the run is ending."""
+        self._passable.set()
+
+    def open(self, verdict: Verdict, request: Request) -> None:
+        """The gateway or its model is away, as ``request`` found."""
+        if self._spell is not None:
+            return
+        self._spell = Spell(started_at=self._now(), ended_at=None, cause=f"{verdict.code}: {verdict.message}")
+        self._request = None if verdict.unsent else request
+        self._first_probe_s = FIRST_PROBE_S if verdict.retry_after_s is None else max(0.1, verdict.retry_after_s)
+        self._passable.clear()
+        self._opened.set()
+        self._began(self._spell)
+
+    async def blames_gateway(self, verdict: Verdict, request: Request) -> bool:
+        """Whether an ambiguous error is the gateway's doing: a witness fails, too. Then the outage is open."""
+        loop = asyncio.get_running_loop()
+        asked_at = loop.time()
+        async with self._asking:
+            if self._spell is not None:
+                return True
+            if self._witnessed_at >= asked_at - WITNESS_HOLDS_S:
+                return False
+            said = await self._prober.witness(request)
+            if is_back(said):
+                self._witnessed_at = loop.time()
+                return False
+        self.open(verdict, request)
+        return True
+
+    async def watch(self) -> None:
+        """The one probe: sleeps until there is an outage, then asks, less and less often, until it is over."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._opened.wait()
+            self._opened.clear()
+            since, delay_s, request = loop.time(), self._first_probe_s, self._request
+            while True:
+                await asyncio.sleep(delay_s)
+                said = await (self._prober.reach() if request is None else self._prober.witness(request))
+                if is_back(said):
+                    break
+                self._lasts(said, loop.time() - since)
+                delay_s = FIRST_PROBE_S if request is None else min(MOST_PROBE_S, 2.0 * delay_s)
+            self._close()
+
+    def _close(self) -> None:
+        spell, self._spell = self._spell, None
+        if spell is not None:
+            self._ended(Spell(started_at=spell.started_at, ended_at=self._now(), cause=spell.cause))
+        self._passable.set()
+
+
+def is_back(said: Verdict) -> bool:
+    """An answer, a limit or a plain refusal come from a gateway that works."""
+    return said.kind in (Kind.OK, Kind.THROTTLED, Kind.REJECTED) or (said.kind is Kind.FATAL and not said.recheck_s)

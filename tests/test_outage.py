@@ -1,0 +1,55 @@
+"""An outage in real time: the port closes for some seconds, or the server says 503; nothing fails, nothing is charged."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+from conftest import Bench
+
+ROWS = [{"id": f"r{n}", "text": f"row {n}"} for n in range(80)]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"fault": "refused", "seconds": 4, "between": [20, 20]},
+        {"fault": 503, "between": [20, 30]},
+        {"fault": 500, "between": [20, 30]},
+    ],
+    ids=["refused", "503", "500"],
+)
+def test_maintenance_costs_no_row_an_attempt(bench: Bench, serve: Any, fault: dict[str, Any]) -> None:
+    bench.server = serve("--latency", "0.05", faults=[fault])
+    bench.settings |= {"gateway.base_url": bench.server.url, "gateway.concurrency": 8, "limits.max_attempts": 1}
+    bench.write(ROWS)
+    started = time.monotonic()
+    summary, _ = bench.run()
+    took = time.monotonic() - started
+    print(
+        f"{fault['fault']}: {took:.1f} s, outages {[(round(end - start, 1) if end else None) for start, end, _ in summary.outages]}"
+    )
+    assert (summary.exit_code, summary.failed) == (0, 0)
+    assert all(row["attempts"] == 1 for row in bench.results())
+    assert len(summary.outages) >= 1
+    assert all(end is not None for _, end, _ in summary.outages)
+    if fault["fault"] == "refused":
+        start, end, _ = summary.outages[0]
+        assert end is not None
+        assert 3 < end - start < 6.5, "noticed within two seconds of the port listening again"
+        assert took < 9
+
+
+def test_a_gateway_that_was_never_there_is_told_at_the_end(bench: Bench) -> None:
+    """The 60 s are virtual in test_pool.py; here only that Ctrl-C before them says what the trouble was."""
+    from pipeline.ending import last_words
+    from pipeline.records import Summary
+
+    summary = Summary(
+        exit_code=130, reason="interrupted (Ctrl-C)", total=5, completed=0, failed=0, pending=5,
+        trouble="connect_failed: cannot connect", outages=[(0.0, None, "connect_failed: cannot connect")],
+    )  # fmt: skip
+    text = last_words(summary, again="pipeline run x")
+    assert "Last trouble: connect_failed: cannot connect" in text
+    assert "The gateway was away still, from" in text
