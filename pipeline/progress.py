@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TextIO
@@ -245,11 +245,36 @@ class Bar:
             self._bar = None
 
 
+class Steady:
+    """A display that falls silent when it cannot be written any more (a closed pipe, a full log disk): the run goes on."""
+
+    def __init__(self, display: Display) -> None:
+        self._display = display
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Show it, if that is still possible."""
+        self._try(lambda: self._display.show(snapshot))
+
+    def say(self, text: str) -> None:
+        """Say it, if that is still possible."""
+        self._try(lambda: self._display.say(text))
+
+    def close(self) -> None:
+        """Close it, if that is still possible."""
+        self._try(self._display.close)
+
+    def _try(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except OSError:
+            self._display = Silent()  # status.json and the summary still tell
+
+
 def display_for(stream: TextIO, *, quiet: bool) -> Display:
     """A bar on a terminal, lines elsewhere, nothing when quiet."""
     if quiet:
         return Silent()
-    return Bar(stream) if stream.isatty() else Lines(stream)
+    return Steady(Bar(stream) if stream.isatty() else Lines(stream))
 
 
 class StatusFile:

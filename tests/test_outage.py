@@ -15,8 +15,8 @@ ROWS = [{"id": f"r{n}", "text": f"row {n}"} for n in range(80)]
     "fault",
     [
         {"fault": "refused", "seconds": 4, "between": [20, 20]},
-        {"fault": 503, "between": [20, 30]},
-        {"fault": 500, "between": [20, 30]},
+        {"fault": 503, "between": [20, 26]},
+        {"fault": 500, "between": [20, 26]},
     ],
     ids=["refused", "503", "500"],
 )

@@ -255,3 +255,55 @@ def test_verify_of_an_unfinished_run_says_to_go_on(bench: Bench, pipeline: Pipel
     done = pipeline("verify", "out.jsonl.run")
     assert done.code == 75
     assert "6 rows are still to be sent" in done.err
+
+
+def test_a_display_that_breaks_costs_nothing(bench: Bench) -> None:
+    from pipeline.entry import run as run_it
+    from pipeline.progress import Steady
+
+    class Broken:
+        """As a closed pipe, or a log on a full disk."""
+
+        def show(self, snapshot: object) -> None:
+            """Fails."""
+            raise BrokenPipeError
+
+        say = close = show  # type: ignore[assignment]
+
+    bench.write(ROWS[:5])
+    bench.write([{"id": "x", "text": "first"}], "in.jsonl")
+    summary = run_it(Job.load(None, overrides=bench.settings), display=Steady(Broken()))  # type: ignore[arg-type]
+    assert (summary.exit_code, summary.completed) == (0, 1)
+
+
+def test_a_cancelled_arun_keeps_what_is_finished_and_closes_in_order(
+    bench: Bench, serve: Callable[..., Server]
+) -> None:
+    bench.server = serve("--latency", "0.2")
+    bench.settings |= {"gateway.base_url": bench.server.url, "gateway.concurrency": 4}
+    bench.write(ROWS)
+
+    async def main() -> None:
+        async with asyncio.timeout(1.0):
+            await arun(Job.load(None, overrides=bench.settings))
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(main())
+    summary, _ = bench.run()
+    assert summary.exit_code == 0
+    assert 0 < summary.kept < 60
+    assert summary.sent == 60 - summary.kept
+    assert len(summary.recovered) <= 8
+
+
+def test_arun_cancelled_while_it_indexes_ends_in_order(bench: Bench) -> None:
+    bench.write([{"id": f"r{n}", "text": "x"} for n in range(100_000)])
+
+    async def main() -> None:
+        async with asyncio.timeout(0.4):
+            await arun(Job.load(None, overrides=bench.settings))
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(main())
+    bench.write(ROWS[:3])
+    assert bench.run()[0].completed == 3
