@@ -94,9 +94,9 @@ def _oddities(summary: Summary) -> list[str]:
     return lines
 
 
-def how_it_ended(counts: Counts, totals: Totals, why: PipelineError | None) -> tuple[int, str]:
+def how_it_ended(counts: Counts, totals: Totals, why: PipelineError | None, *, sent: int) -> tuple[int, str]:
     """Exit code and reason of a run that got as far as sending."""
-    if isinstance(why, UsageError):  # exit 2 promises that nothing was sent
+    if isinstance(why, UsageError) and sent:  # exit 2 promises that nothing was
         return IncompleteError.exit_code, str(why)
     if why is not None:
         return why.exit_code, str(why)

@@ -286,7 +286,7 @@ class Run:
         if after.pending == 0 and self._wishes.publish and why is None:
             why = await self._publish(space)
         totals = reader.totals(space.journal.db)
-        code, reason = how_it_ended(after, totals, why)
+        code, reason = how_it_ended(after, totals, why, sent=self._sent)
         space.journal.end_run(reason)
         complete = after.pending == 0 and why is None and self._wishes.publish
         return Summary(

@@ -235,7 +235,7 @@ def test_the_sheet_beside_the_results_says_where_they_came_from(tmp_path: Path) 
     exported(job, some)
     sheet = orjson.loads((tmp_path / "out.parquet.meta.json").read_bytes())
     assert set(sheet) == {
-        "job", "job_file", "prompt", "gateway", "served_models", "inputs", "versions", "totals", "written_at",
+        "job", "job_file", "prompt", "gateway", "served_models", "inputs", "versions", "totals", "outages", "written_at",
     }  # fmt: skip
     assert sheet["job"]["model"] == "asked"
     assert sheet["job"]["request"]["params"] == {"seed": 1}
