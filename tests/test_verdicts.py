@@ -450,7 +450,7 @@ OPENAI = {
     "refused": (
         Reply(status=0, headers={}, body=b"", json=None, elapsed_s=1.0,
               failure=Failure(code="connect_failed", message="gone", sent=False)),
-        verdict(OUTAGE, "connect_failed"),
+        verdict(OUTAGE, "connect_failed", unsent=True),
     ),
     "200": (answer(200, CHAT), OK),
 }  # fmt: skip
