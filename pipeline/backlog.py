@@ -25,7 +25,8 @@ Item = Request | Outcome
 class Ticket:
     """A request on its way: ``rows`` are those it asks for when they are embeddings, all in one call. ``tries`` were charged to the row, ``sends`` went out, ``waits`` were the gateway's doing.
 
-    ``stream``: the next try asks for events. ``spent``: what the last one cost, None when it may have been billed unseen.
+    ``stream``: the next try asks for events. ``blamed``: how often the gateway was blamed for
+    its error. ``spent``: what the last one cost, None when it may have been billed unseen.
     """
 
     request: Request
@@ -35,6 +36,7 @@ class Ticket:
     waits: int = 0
     stream: bool = False
     spent: float | None = 0.0
+    blamed: int = 0
 
 
 class Backlog:

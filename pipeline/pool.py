@@ -25,6 +25,7 @@ from pipeline.retry import Backoff
 
 UNREACHED_S = 60.0
 LEAST_WAITING = 16
+MOST_BLAMED = 2  # a row that meets the same error when the gateway is back, and again, may be what takes it away
 
 
 class Keeper(Protocol):
@@ -226,7 +227,8 @@ class Pool:
         """The row's fault or the gateway's: where the reply does not tell, a witness does."""
         self.activity.last_trouble = f"{verdict.code}: {verdict.message}"
         if verdict.ambiguous:
-            away = await self._outage.blames_gateway(verdict, ticket.request)
+            away = ticket.blamed < MOST_BLAMED and await self._outage.blames_gateway(verdict, ticket.request)
+            ticket.blamed += away
         else:
             away = verdict.kind is Kind.OUTAGE
         if not away:

@@ -362,6 +362,37 @@ def test_a_row_that_alone_is_slower_than_the_front_proxy_waits_does_not_wait_for
     assert pool.outages == []
 
 
+def test_a_row_that_itself_takes_the_model_away_is_charged_in_the_end() -> None:
+    """Measured on LiteLLM: a broken answer puts the model aside for some seconds, so that the witness fails, too."""
+    poisoned = [0.0]
+
+    def answer(row: int, nth: int) -> Reply:
+        if row == 1:
+            poisoned[0] = asyncio.get_running_loop().time()
+            return error(500, "litellm.APIError")
+        return reply()
+
+    memory = Memory()
+    aside = error(429, "in cooldown", {"retry-after": "5"}, type="all_deployments_in_cooldown")
+
+    class Poisoned(Script):
+        """Puts the model aside for five seconds."""
+
+        async def send(self, endpoint: str, body: bytes, headers: Mapping[str, str], *, stream: bool) -> Reply:
+            self._back_at = poisoned[0] + 5.0 if poisoned[0] else 0.0
+            return await super().send(endpoint, body, headers, stream=stream)
+
+    async def main() -> None:
+        terms = Terms(slots=2, run_name="p1", max_attempts=3, reached=True)
+        sender = Poisoned(answer, away=aside, takes_s=0.1)
+        pool = Pool(terms, sender=sender, dialect=LiteLLM(), accounting=Accounting({}), keeper=memory, wall_clock=float)
+        await pool.work(feed(5))
+
+    run_virtually(main())
+    statuses = {outcome.custom_id: outcome.status for outcome in memory.outcomes}
+    assert statuses == {"r0": "succeeded", "r1": "failed", "r2": "succeeded", "r3": "succeeded", "r4": "succeeded"}
+
+
 def test_an_answer_lost_in_an_outage_is_booked_though_not_charged() -> None:
     def away(row: int, nth: int) -> Reply:
         return lost("disconnected") if asyncio.get_running_loop().time() < 100 else reply()
