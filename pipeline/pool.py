@@ -42,8 +42,6 @@ class Activity:
     """What the pool is doing now, for the progress line."""
 
     busy: int = 0
-    retries: int = 0
-    held: int = 0
     last_trouble: str | None = None
     outage: Spell | None = None
 
@@ -239,7 +237,6 @@ class Pool:
             await self._keep(ticket, self._books.attempt(ticket, reply, verdict, call_id), entries)
         else:
             self._clear(entries)
-        self.activity.held += 1
         ticket.stream = ticket.stream or verdict.code in SLOW
         self._backlog.put_first(ticket)
 
@@ -297,14 +294,12 @@ class Pool:
     def _hold(self, ticket: Ticket, verdict: Verdict) -> None:
         """A limit is met: the row waits and is charged nothing."""
         self.activity.last_trouble = f"{verdict.code}: {verdict.message}"
-        self.activity.held += 1
         self._reached = True
         ticket.waits += 1
         backoff = self._terms.backoff
         self._put_back(ticket, backoff.soon() if verdict.soon else backoff.delay(ticket.waits, verdict.retry_after_s))
 
     def _put_back(self, ticket: Ticket, delay_s: float) -> None:
-        self.activity.retries += 1
         self._backlog.put_back(ticket, delay_s)
 
     def stop(self, why: PipelineError) -> None:

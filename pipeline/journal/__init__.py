@@ -163,7 +163,7 @@ class Journal:
         self.run = int(cursor.lastrowid or 0)
 
     def end_run(self, how: str) -> None:
-        """Note how the run ended; what is left in flight then was cut off and is booked at the next start."""
+        """Note how the run ended."""
         self.db.execute("UPDATE run SET ended_at = ?, how = ? WHERE run = ?", (time.time(), how, self.run))
 
     def keep_outage(self, started_at: float, ended_at: float | None, cause: str) -> None:
