@@ -243,6 +243,13 @@ def verify_command(target: str, input_path: str | None, as_json: bool) -> int:
 
 @cli.command("simulate")
 @click.option(
+    "--dialect",
+    type=click.Choice(["openai", "litellm", "lumen"]),
+    default="openai",
+    show_default=True,
+    help="Which kind of gateway it is, as measured.",
+)
+@click.option(
     "--port",
     type=click.IntRange(0, 65535),
     default=8000,
@@ -256,28 +263,21 @@ def verify_command(target: str, input_path: str | None, as_json: bool) -> int:
 )
 @click.option("--max-parallel", type=click.IntRange(min=1), help="Requests at once; more get 429.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of latencies and chances.")
-def simulate_command(
-    port: int, faults: str | None, latency: float, jitter: float, max_parallel: int | None, seed: int
-) -> int:
+def simulate_command(faults: str | None, latency: float, **given: Any) -> int:
     """Serve a simulated gateway on this machine, with a script of faults and a billing ledger at /ledger.
 
     \b
     Examples:
       pipeline simulate --port 8000
+      pipeline simulate --port 8000 --dialect litellm
       pipeline simulate --port 8000 --faults faults.toml --latency 0.2 --max-parallel 5
     """
     import asyncio
 
     from pipeline.simulator import Faults, Settings, serve
 
-    settings = Settings(
-        port=port,
-        faults=Faults.from_file(Path(faults)) if faults else Faults(),
-        latency_s=latency,
-        jitter=jitter,
-        max_parallel=max_parallel,
-        seed=seed,
-    )
+    script = Faults.from_file(Path(faults)) if faults else Faults()
+    settings = Settings(faults=script, latency_s=latency, **given)
     try:
         asyncio.run(serve(settings, lambda url: click.echo(f"serving on {url} (Ctrl-C ends)", err=True)))
     except KeyboardInterrupt:
