@@ -249,7 +249,7 @@ class Index:
         return [
             path
             for path, count in self._db.execute(
-                f"SELECT f.path, (SELECT count(*) FROM input i LEFT JOIN outcome o ON o.no = i.no "  # noqa: S608
+                f"SELECT f.path, (SELECT count(*) FROM input i LEFT JOIN outcome o ON o.no = i.no "  # noqa: S608 - PENDING is a constant of this module
                 f"WHERE i.file = f.file AND {PENDING}) FROM file f ORDER BY f.place"
             )
             if count
@@ -260,7 +260,7 @@ class Index:
         return {
             line: (no, custom_id, fingerprint)
             for line, no, custom_id, fingerprint in self._db.execute(
-                f"SELECT i.line, i.no, i.custom_id, i.fingerprint FROM input i LEFT JOIN outcome o ON o.no = i.no "  # noqa: S608
+                f"SELECT i.line, i.no, i.custom_id, i.fingerprint FROM input i LEFT JOIN outcome o ON o.no = i.no "  # noqa: S608 - PENDING is a constant of this module
                 f"WHERE i.file = (SELECT file FROM file WHERE path = ?) AND i.line BETWEEN ? AND ? AND {PENDING}",
                 (path, first, last),
             )
@@ -269,7 +269,7 @@ class Index:
     def sample(self, most: int) -> frozenset[int]:
         """Numbers of some pending rows, at random."""
         rows = self._db.execute(
-            f"SELECT i.no FROM input i LEFT JOIN outcome o ON o.no = i.no WHERE {PENDING} ORDER BY random() LIMIT ?",  # noqa: S608
+            f"SELECT i.no FROM input i LEFT JOIN outcome o ON o.no = i.no WHERE {PENDING} ORDER BY random() LIMIT ?",  # noqa: S608 - PENDING is a constant of this module
             (most,),
         )
         return frozenset(no for (no,) in rows)

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.simulator.problem import Problem
 
 
-def _problem(status: int, message: str, type: str | None = "invalid_request_error", **more: Any) -> Problem:  # noqa: A002
+def _problem(status: int, message: str, type: str | None = "invalid_request_error", **more: Any) -> Problem:  # noqa: A002 - the wire calls it type
     return Problem(status=status, message=message, type=type, **more)
 
 
@@ -40,7 +40,7 @@ OPENAI: Mapping[str, Problem] = MappingProxyType(
 )
 
 
-def _provider(status: int, error: str, said: str, type: str | None = "invalid_request_error", **more: Any) -> Problem:  # noqa: A002
+def _provider(status: int, error: str, said: str, type: str | None = "invalid_request_error", **more: Any) -> Problem:  # noqa: A002 - the wire calls it type
     end = "\n\nLiteLLM: model group '$model' failed with the error above. No fallback was attempted."
     return _problem(status, f"litellm.{error}: $provider - {said}{end}", type, **more)
 

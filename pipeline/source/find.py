@@ -90,7 +90,7 @@ def _set_aside(name: str, *, folder: bool = False) -> bool:
 
 def _matches(pattern: Path, base: Path) -> Iterator[Path]:
     # Path.glob would match hidden names and take no absolute pattern.
-    for match in glob.glob(str(pattern), root_dir=base, recursive=True):  # noqa: PTH207
+    for match in glob.glob(str(pattern), root_dir=base, recursive=True):  # noqa: PTH207 - Path.glob knows no root_dir here
         # A wildcard must not feed the results of earlier runs back in; a run folder spelled out is meant.
         run_folder = any(part.endswith(".run") and part not in pattern.parts for part in Path(match).parts[:-1])
         if not run_folder and not (base / match).is_dir():
