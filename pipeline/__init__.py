@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from pipeline.errors import PipelineError
     from pipeline.job import Job
     from pipeline.records import Outcome, Request, Row, Summary
-    from pipeline.run import Wishes
     from pipeline.selection import Redo
+    from pipeline.wishes import Wishes
 
 __all__ = ["Job", "Outcome", "PipelineError", "Redo", "Request", "Row", "Summary", "Wishes", "arun", "run"]
 
@@ -30,7 +30,7 @@ _HOMES = {
     "Request": "records",
     "Row": "records",
     "Summary": "records",
-    "Wishes": "run",
+    "Wishes": "wishes",
     "arun": "entry",
 }
 

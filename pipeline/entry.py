@@ -10,8 +10,9 @@ from typing import Any
 from pipeline.job import Job
 from pipeline.progress import Display
 from pipeline.records import Summary
-from pipeline.run import Run, Wishes
+from pipeline.run import Run
 from pipeline.signals import Signals
+from pipeline.wishes import Wishes
 
 
 async def arun(

@@ -56,11 +56,11 @@ def _from_journal(folder: Path) -> dict[str, Any]:
     finally:
         journal.close()
     return {
-        "completed": totals.succeeded,
+        "completed": totals.completed,
         "failed": totals.failed,
         "accepted": totals.accepted,
         "total": rows,
-        "pending": rows - totals.succeeded - totals.failed,
+        "pending": rows - totals.completed - totals.failed,
         "tokens": totals.prompt_tokens + totals.completion_tokens,
         "cost": totals.cost,
         "cost_unknown": totals.cost_unknown,

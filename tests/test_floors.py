@@ -16,7 +16,7 @@ FLOORS = {
     1: set("job source template gateways stream budget drift retry accounting journal sink progress".split()),
     2: set("client backlog packs books outage pool simulator".split()),
     3: set(
-        "guards workspace feed run entry signals selection results export status verify trial ending preflight plan "
+        "guards workspace feed wishes sending run entry signals selection results export status verify trial ending preflight plan "
         "models".split()
     ),
     4: {"cli", "__init__", "__main__"},

@@ -17,7 +17,7 @@ from pipeline.errors import PipelineError, UsageError
 if TYPE_CHECKING:
     from pipeline.job import Job
     from pipeline.records import Summary
-    from pipeline.run import Wishes
+    from pipeline.wishes import Wishes
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -73,8 +73,8 @@ def try_command(rows: int, sample: bool, **given: Any) -> int:
       pipeline try jobs/label_tickets.toml -n 3 --sample
       pipeline try jobs/label_tickets.toml -n 1 --set request.params.temperature=0.7
     """
-    from pipeline.run import Wishes
     from pipeline.trial import shown_rows
+    from pipeline.wishes import Wishes
 
     job = job_of(given)
     summary = _run(job, given, Wishes(most=rows, sample=sample, publish=False))

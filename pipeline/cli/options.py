@@ -13,7 +13,7 @@ from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
     from pipeline.job import Job
-    from pipeline.run import Wishes
+    from pipeline.wishes import Wishes
 
 # option -> (flags, key of the job, environment variable, help)
 _JOB_OPTIONS: tuple[tuple[tuple[str, ...], str, str, Any, str], ...] = (
@@ -125,8 +125,8 @@ def gateway_of(given: Mapping[str, Any]) -> Job:
 
 def wishes_of(given: Mapping[str, Any]) -> Wishes:
     """What this one call asks for besides the job."""
-    from pipeline.run import Wishes
     from pipeline.selection import Redo
+    from pipeline.wishes import Wishes
 
     retry = given["retry_failed"]
     if given["job_file"] is None and retry and retry.endswith(".toml"):

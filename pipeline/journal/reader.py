@@ -86,7 +86,7 @@ class Projection:
 class Totals:
     """Sums over the rows of the present input. Token sums leave out rows whose count is unknown; so does ``cost``."""
 
-    succeeded: int = 0
+    completed: int = 0
     failed: int = 0
     accepted: int = 0
     prompt_tokens: int = 0
@@ -127,7 +127,7 @@ def totals(db: sqlite3.Connection) -> Totals:
         unit = next(iter(cost), "USD")
         cost[unit] = cost.get(unit, 0.0) + float(earlier)
     return Totals(
-        succeeded=row[0],
+        completed=row[0],
         failed=row[1],
         accepted=row[2],
         prompt_tokens=row[3],
