@@ -76,7 +76,7 @@ async def measure(kind: type[Writer] | None, rows: int) -> tuple[float, float]:
                 await asyncio.sleep(0)
                 done = outcome(number)
                 if writer:
-                    await writer.keep(done, entry)
+                    await writer.keep([done], [entry])
 
         async def watch() -> None:
             nonlocal longest

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 from pipeline.accounting import Accounting
 from pipeline.backlog import Ticket
@@ -12,6 +13,14 @@ from pipeline.gateways.openai import usage_of
 from pipeline.records import Attempt, Completion, Cost, Kind, Outcome, Reply, Request, Verdict
 
 SLOW = frozenset({"timeout", "http_524", "http_504"})
+
+
+class Keeper(Protocol):
+    """Where ends of requests are kept: the journal's writer, or a list in tests."""
+
+    def enter(self, request: Request, call_id: str) -> int: ...
+    def clear(self, entry: int) -> None: ...
+    async def keep(self, records: Sequence[Outcome | Attempt], entries: Sequence[int] = ()) -> None: ...
 
 
 class Books:

@@ -30,12 +30,16 @@ _FAMILIES = {"auto": socket.AF_UNSPEC, 4: socket.AF_INET, 6: socket.AF_INET6}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connection:
-    """How to reach a gateway. Times in seconds; ``api_key`` never shows in a repr."""
+    """How to reach a gateway. Times in seconds; ``api_key`` never shows in a repr.
+
+    ``first_byte_timeout_s`` bounds the silence before (and within) a plain answer, ``idle_timeout_s`` that of a stream.
+    """
 
     base_url: str
     api_key: str | None
     timeout_s: float
     connect_timeout_s: float
+    first_byte_timeout_s: float = 600.0
     idle_timeout_s: float = 300.0
     ip_version: str | int = "auto"
 
@@ -52,24 +56,37 @@ class Client:
 
     async def __aenter__(self) -> Self:
         connection = self._connection
+        self._timeout = aiohttp.ClientTimeout(
+            total=connection.timeout_s,
+            connect=connection.connect_timeout_s,
+            sock_read=connection.first_byte_timeout_s,
+        )
+        self._stream_timeout = aiohttp.ClientTimeout(
+            total=connection.timeout_s, connect=connection.connect_timeout_s, sock_read=connection.idle_timeout_s
+        )
+        self._session = self._new_session()
+        return self
+
+    def _new_session(self) -> aiohttp.ClientSession:
+        connection = self._connection
         connector = aiohttp.TCPConnector(
             limit=0, keepalive_timeout=KEEP_ALIVE_S, family=_FAMILIES[connection.ip_version], ttl_dns_cache=60
         )
         connector._factory = cast(Any, partial(WatchedConnection, loop=asyncio.get_running_loop()))
-        self._timeout = aiohttp.ClientTimeout(total=connection.timeout_s, connect=connection.connect_timeout_s)
-        self._stream_timeout = aiohttp.ClientTimeout(
-            total=connection.timeout_s, connect=connection.connect_timeout_s, sock_read=connection.idle_timeout_s
-        )
         headers = {"Content-Type": "application/json", "User-Agent": "pipeline"}
         if connection.api_key:
             headers["Authorization"] = f"Bearer {connection.api_key}"
-        self._session = aiohttp.ClientSession(
+        return aiohttp.ClientSession(
             connector=connector,
             headers=headers,
             trust_env=not is_loopback(connection.base_url),  # no proxy can reach this machine's own loopback for us
             cookie_jar=aiohttp.DummyCookieJar(),
         )
-        return self
+
+    async def drop(self) -> None:
+        """Break every connection: after a sleep of the machine nobody is at their other ends any more."""
+        session, self._session = self._session, self._new_session()
+        await session.close()
 
     async def __aexit__(self, *_: object) -> None:
         await self._session.close()

@@ -7,8 +7,8 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from pipeline.display import Display
 from pipeline.job import Job
-from pipeline.progress import Display
 from pipeline.records import Summary
 from pipeline.run import Run
 from pipeline.signals import Signals

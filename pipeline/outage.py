@@ -39,6 +39,7 @@ class Sender(Protocol):
 
     async def send(self, endpoint: str, body: bytes, headers: Mapping[str, str], *, stream: bool) -> Reply: ...
     async def get(self, path: str) -> Reply: ...
+    async def drop(self) -> None: ...
 
 
 class GatewayProber:
@@ -80,33 +81,33 @@ class GatewayProber:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spell:
-    """One outage. Wall-clock times in seconds; ``ended_at`` None while it lasts."""
+    """One outage. Wall-clock times in seconds; ``ended_at`` None while it lasts. ``cause`` begins with the verdict's ``code``."""
 
     started_at: float
     ended_at: float | None
     cause: str
+    code: str
 
 
 class Outage:
     """``await gate()`` before every send; ``open`` on an OUTAGE verdict; ``blames_gateway`` before charging a row.
 
-    ``lasts`` is told after each probe that found nobody: what it found, and how long this outage is now, in seconds.
+    ``believed`` tells what a verdict is worth now. ``lasts`` is told after each probe that found nobody: what it found, and
+    how long this outage is now, in seconds.
     """
 
     def __init__(
         self,
         prober: Prober,
         *,
+        believed: Callable[[Verdict], Verdict],
         wall_clock: Callable[[], float],
-        began: Callable[[Spell], None],
         lasts: Callable[[Verdict, float], None],
-        ended: Callable[[Spell], None],
     ) -> None:
         self._prober = prober
+        self._believed = believed
         self._now = wall_clock
-        self._began = began
         self._lasts = lasts
-        self._ended = ended
         self._passable = asyncio.Event()
         self._passable.set()
         self._opened = asyncio.Event()
@@ -115,11 +116,17 @@ class Outage:
         self._request: Request | None = None
         self._first_probe_s = FIRST_PROBE_S
         self._spell: Spell | None = None
+        self._past: list[Spell] = []
 
     @property
     def spell(self) -> Spell | None:
         """The outage that lasts now."""
         return self._spell
+
+    @property
+    def spells(self) -> list[Spell]:
+        """All there were, and the one that lasts now."""
+        return self._past + ([self._spell] if self._spell else [])
 
     async def gate(self) -> None:
         """Pass when there is no outage."""
@@ -133,12 +140,12 @@ class Outage:
         """The gateway or its model is away, as ``request`` found."""
         if self._spell is not None:
             return
-        self._spell = Spell(started_at=self._now(), ended_at=None, cause=f"{verdict.code}: {verdict.message}")
+        cause = f"{verdict.code}: {verdict.message}"
+        self._spell = Spell(started_at=self._now(), ended_at=None, cause=cause, code=verdict.code)
         self._request = None if verdict.unsent else request
         self._first_probe_s = FIRST_PROBE_S if verdict.retry_after_s is None else max(0.1, verdict.retry_after_s)
         self._passable.clear()
         self._opened.set()
-        self._began(self._spell)
 
     async def blames_gateway(self, verdict: Verdict, request: Request) -> bool:
         """Whether an ambiguous error is the gateway's doing: a witness fails, too. Then the outage is open."""
@@ -150,7 +157,7 @@ class Outage:
             if self._witnessed_at >= asked_at - WITNESS_HOLDS_S:
                 return False
             said = await self._prober.witness(request)
-            if is_back(said):
+            if is_back(self._believed(said)):
                 self._witnessed_at = loop.time()
                 return False
         self.open(verdict, request)
@@ -163,22 +170,25 @@ class Outage:
             await self._opened.wait()
             self._opened.clear()
             since, delay_s, request = loop.time(), self._first_probe_s, self._request
+            most_s = max(delay_s, MOST_PROBE_S)
             while True:
                 await asyncio.sleep(delay_s)
-                said = await (self._prober.reach() if request is None else self._prober.witness(request))
+                said = self._believed(
+                    await (self._prober.reach() if request is None else self._prober.witness(request))
+                )
                 if is_back(said):
                     break
                 self._lasts(said, loop.time() - since)
-                delay_s = FIRST_PROBE_S if request is None else min(MOST_PROBE_S, 2.0 * delay_s)
+                delay_s = FIRST_PROBE_S if request is None else min(most_s, 2.0 * delay_s)
             self._close()
 
     def _close(self) -> None:
-        spell, self._spell = self._spell, None
-        if spell is not None:
-            self._ended(Spell(started_at=spell.started_at, ended_at=self._now(), cause=spell.cause))
+        if self._spell is not None:
+            self._past.append(replace(self._spell, ended_at=self._now()))
+            self._spell = None
         self._passable.set()
 
 
 def is_back(said: Verdict) -> bool:
     """An answer, a limit or a plain refusal come from a gateway that works."""
-    return said.kind in (Kind.OK, Kind.THROTTLED, Kind.REJECTED) or (said.kind is Kind.FATAL and not said.recheck_s)
+    return said.kind in (Kind.OK, Kind.THROTTLED, Kind.REJECTED, Kind.FATAL)

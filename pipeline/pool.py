@@ -1,68 +1,71 @@
-"""The life of one request: slot -> send -> verdict -> outcome, or wait and again.
+"""Workers that take tickets from one backlog: slot -> gate -> money -> turn -> send; what came back is for ``judge``.
 
-``slots`` long-lived workers take tickets from one backlog; a ticket that waits for its next try sits in a timer and
-holds no slot. Time is the loop's, so that tests can run it virtually; the wall clock is injected.
+There are as many long-lived workers as the job's ceiling; how many of them send is for ``slots`` to say. A ticket that
+waits for its next try sits in a timer and holds no slot. Time is the loop's, so that tests can run it virtually; the wall
+clock is injected.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from dataclasses import dataclass
 
 from pipeline import packs
 from pipeline.accounting import Accounting
 from pipeline.backlog import Backlog, Item, Ticket
-from pipeline.books import SLOW, Books, may_be_billed
+from pipeline.books import Books, Keeper
 from pipeline.budget import Budget
 from pipeline.drift import Drift
-from pipeline.errors import BudgetError, GatewayError, PipelineError
+from pipeline.errors import BudgetError, GatewayError, IncompleteError, PipelineError
 from pipeline.gateways import OpenAI
+from pipeline.judge import Judge, Rulings, Try, refused
 from pipeline.outage import GatewayProber, Outage, Sender, Spell
-from pipeline.records import CHAT, Attempt, Completion, Kind, Outcome, Reply, Request, Verdict
-from pipeline.retry import Backoff
+from pipeline.poison import Poison
+from pipeline.progress import Activity
+from pipeline.rates import Rates
+from pipeline.records import CHAT, Completion, Outcome, Reply, Request, Verdict
+from pipeline.slots import Slots
+from pipeline.tokens import Estimate
 
 UNREACHED_S = 60.0
 LEAST_WAITING = 16
-MOST_BLAMED = 2  # a row that meets the same error when the gateway is back, and again, may be what takes it away
-
-
-class Keeper(Protocol):
-    """Where ends of requests are kept: the journal's writer, or a list in tests."""
-
-    def enter(self, request: Request, call_id: str) -> int: ...
-    def clear(self, entry: int) -> None: ...
-    async def keep(self, record: Outcome | Attempt, entry: int | None) -> None: ...
-    async def keep_all(self, records: Sequence[Outcome | Attempt], entries: Sequence[int]) -> None: ...
-
-
-@dataclass(slots=True, kw_only=True)
-class Activity:
-    """What the pool is doing now, for the progress line."""
-
-    busy: int = 0
-    last_trouble: str | None = None
-    outage: Spell | None = None
+DIVIDE_EVERY_S = 0.25
+ASLEEP_S = 30.0  # the wall clock runs on while a machine sleeps, the loop's does not
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """What the pool works by."""
+    """What the pool works by. ``wait``: an unreachable gateway is waited for, however new it is to this journal.
+
+    ``max_outage_s``: a longer outage ends the run.
+    """
 
     slots: int
     run_name: str
-    max_attempts: int
+    rulings: Rulings
     fail_on_length: bool = False
     stream: bool = False
     reached: bool = False
+    wait: bool = False
+    max_outage_s: float | None = None
     pack: int = 1
     pack_tokens: int = 0
-    backoff: Backoff = field(default_factory=Backoff)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Controls:
+    """What holds a run back, or ends it."""
+
+    slots: Slots
+    rates: Rates
+    poison: Poison
+    budget: Budget | None = None
+    drift: Drift | None = None
 
 
 class Pool:
-    """Works off a feed with ``terms.slots`` workers; ``stopped`` is why it ended early, if it did."""
+    """Works off a feed; ``stopped`` is why it ended early, if it did."""
 
     def __init__(
         self,
@@ -73,13 +76,17 @@ class Pool:
         accounting: Accounting,
         keeper: Keeper,
         wall_clock: Callable[[], float],
-        budget: Budget | None = None,
-        drift: Drift | None = None,
+        controls: Controls,
     ) -> None:
         self._terms = terms
         self._sender = sender
         self._dialect = dialect
         self._keeper = keeper
+        self._wall_clock = wall_clock
+        self._slots, self._rates = controls.slots, controls.rates
+        self._budget, self._drift = controls.budget, controls.drift
+        self._estimate = Estimate()
+        self._in_flight: dict[int, float] = {}  # when each was sent, the oldest first
         self._books = Books(
             dialect=dialect,
             accounting=accounting,
@@ -87,220 +94,72 @@ class Pool:
             fail_on_length=terms.fail_on_length,
             answered=self._watch,
         )
-        self._budget = budget
-        self._drift = drift
-        self._reached = terms.reached
-        self._base64 = True
         self._backlog = Backlog(
             most_waiting=max(terms.slots, LEAST_WAITING),
             low_water=2 * terms.slots,
             pack=terms.pack,
             pack_tokens=terms.pack_tokens,
         )
+        self._judge = Judge(
+            terms.rulings,
+            dialect=dialect,
+            books=self._books,
+            keeper=keeper,
+            backlog=self._backlog,
+            slots=controls.slots,
+            rates=controls.rates,
+            poison=controls.poison,
+            stop=self.stop,
+            reached=terms.reached,
+        )
         self._outage = Outage(
             GatewayProber(sender, dialect, run_name=terms.run_name, booked=self._book_witness),
+            believed=self._judge.believed,
             wall_clock=wall_clock,
-            began=self._outage_began,
             lasts=self._outage_lasts,
-            ended=self._outage_ended,
         )
-        self.outages: list[Spell] = []
-        self.activity = Activity()
         self.stopped: PipelineError | None = None
 
     @property
-    def waiting(self) -> int:
-        """Rows that wait for their next try."""
-        return self._backlog.waiting
+    def activity(self) -> Activity:
+        """What goes on now."""
+        now = asyncio.get_running_loop().time()
+        spell = self._outage.spell
+        return Activity(
+            busy=len(self._in_flight),
+            slots=self._slots.allowed,
+            waiting=self._backlog.waiting,
+            trouble=self._judge.trouble,
+            away_since=None if spell is None else spell.started_at,
+            away="" if spell is None else spell.cause,
+            rpm=self._rates.rpm,
+            paused_s=max(0.0, self._rates.paused_until - now),
+            oldest_s=now - next(iter(self._in_flight.values()), now),
+        )
+
+    @property
+    def outages(self) -> list[Spell]:
+        """Those there were, and the one that lasts."""
+        return self._outage.spells
 
     async def work(self, feed: AsyncGenerator[Sequence[Item], None]) -> None:
         """Run until the feed is worked off or the pool was told to ``drain``."""
         async with asyncio.TaskGroup() as group:
             watching = group.create_task(self._outage.watch(), name="outage")
+            dividing = group.create_task(self._divide(), name="lease")
             async with asyncio.TaskGroup() as workers:
                 workers.create_task(self._feed(feed), name="feed")
                 for number in range(self._terms.slots):
-                    workers.create_task(self._worker(), name=f"slot-{number}")
+                    workers.create_task(self._worker(), name=f"worker-{number}")
             watching.cancel()
-
-    async def _feed(self, feed: AsyncGenerator[Sequence[Item], None]) -> None:
-        try:
-            await self._backlog.feed(feed)
-        except PipelineError as exc:
-            self.stop(exc)  # what is in flight is still finished and kept
+            dividing.cancel()
 
     def drain(self) -> None:
         """Start nothing more; what is in flight is finished and kept."""
         self._backlog.close()
         self._outage.release()
-
-    async def _worker(self) -> None:
-        while (item := await self._backlog.get()) is not None:
-            if isinstance(item, Outcome):
-                await self._keeper.keep(item, None)
-                continue
-            await self._outage.gate()
-            if self._backlog.closed:
-                return  # the row stays pending
-            if self._budget is None:
-                await self._try(item)
-            else:
-                await self._try_within(self._budget, item)
-            self._backlog.settle()
-
-    async def _try_within(self, budget: Budget, ticket: Ticket) -> None:
-        """Put the request's upper bound aside before it is sent, and settle it with what became of it."""
-        try:
-            reserved = await budget.reserve(ticket.rows or (ticket.request,))
-        except BudgetError as exc:
-            self.stop(exc)
-            return
-        if self._backlog.closed:
-            budget.settle(reserved, 0.0)
-            return
-        await self._try(ticket)
-        budget.settle(reserved, ticket.spent)
-        ticket.spent = 0.0
-
-    async def _try(self, ticket: Ticket) -> None:
-        request = ticket.request
-        ticket.sends += 1
-        call_id = f"{self._terms.run_name}-{request.index}-{ticket.sends}"
-        entries = [self._keeper.enter(row, call_id) for row in ticket.rows or (request,)]
-        base64 = self._base64
-        self.activity.busy += 1
-        try:
-            reply = await self._send(ticket, call_id)
-        finally:
-            self.activity.busy -= 1
-        verdict = self._believed(self._dialect.classify(reply, request.endpoint))
-        if ticket.rows:
-            if verdict.kind is Kind.REJECTED and self._asks_otherwise(ticket, reply, base64):
-                self._clear(entries)
-                return
-            if verdict.kind is Kind.OK:
-                reply, verdict = packs.read(reply, len(ticket.rows))
-        match verdict.kind:
-            case Kind.OK | Kind.REJECTED:
-                self._reached = True
-                await self._keep(ticket, self._books.outcome(ticket, reply, verdict), entries)
-            case Kind.TRANSIENT | Kind.OUTAGE:
-                await self._judge(ticket, reply, verdict, entries, call_id)
-            case Kind.THROTTLED:
-                self._clear(entries)
-                self._hold(ticket, verdict)
-            case Kind.FATAL:
-                self._clear(entries)
-                self.stop(_fatal(verdict))
-
-    def _asks_otherwise(self, ticket: Ticket, reply: Reply, base64: bool) -> bool:
-        """A refused pack comes again at once: with plain numbers, or in halves; whose fault it is shows when it is alone."""
-        if base64 and packs.refuses_base64(reply):
-            self._base64 = False
-            self._backlog.put_first(ticket)
-            return True
-        if len(ticket.rows) > 1:
-            self._reached = True
-            self._backlog.split(ticket, tries=ticket.tries)
-            return True
-        return False
-
-    async def _send(self, ticket: Ticket, call_id: str) -> Reply:
-        request = ticket.request
-        stream = (self._terms.stream or ticket.stream) and request.endpoint == CHAT
-        body = self._dialect.dress(request)
-        if stream:
-            body = self._dialect.streamed(body)
-        elif ticket.rows and self._base64:
-            body = packs.asking_base64(body)
-        return await self._sender.send(request.endpoint, body, self._dialect.headers(call_id), stream=stream)
-
-    def _believed(self, verdict: Verdict) -> Verdict:
-        """A refusal of a key that has worked may be the gateway's own trouble: it is an outage until it has persisted."""
-        if verdict.kind is Kind.FATAL and verdict.recheck_s and self._reached:
-            return replace(verdict, kind=Kind.OUTAGE)
-        return verdict
-
-    async def _judge(self, ticket: Ticket, reply: Reply, verdict: Verdict, entries: list[int], call_id: str) -> None:
-        """The row's fault or the gateway's: where the reply does not tell, a witness does."""
-        self.activity.last_trouble = f"{verdict.code}: {verdict.message}"
-        if verdict.ambiguous:
-            away = ticket.blamed < MOST_BLAMED and await self._outage.blames_gateway(verdict, ticket.request)
-            ticket.blamed += away
-        else:
-            away = verdict.kind is Kind.OUTAGE
-        if not away:
-            await self._charge(ticket, reply, verdict, entries, call_id)
-            return
-        self._outage.open(verdict, ticket.request)
-        if may_be_billed(reply, verdict):
-            await self._keep(ticket, self._books.attempt(ticket, reply, verdict, call_id), entries)
-        else:
-            self._clear(entries)
-        ticket.stream = ticket.stream or verdict.code in SLOW
-        self._backlog.put_first(ticket)
-
-    def _outage_began(self, spell: Spell) -> None:
-        self.activity.outage = spell
-
-    def _outage_lasts(self, said: Verdict, seconds: float) -> None:
-        if said.kind is Kind.FATAL and seconds >= said.recheck_s:
-            self.stop(_fatal(said))
-        elif not self._reached and seconds >= UNREACHED_S:
-            self.stop(_unreached(said))
-
-    def _outage_ended(self, spell: Spell) -> None:
-        self.activity.outage = None
-        self.outages.append(spell)
-
-    async def _book_witness(self, request: Request, call_id: str, reply: Reply) -> None:
-        if reply.status == 200:
-            await self._keeper.keep(self._books.witness(request, call_id, reply), None)
-
-    def _watch(self, request: Request, completion: Completion) -> None:
-        if self._drift is None:
-            return
-        if (why := self._drift.check(request.model, completion.model, request.custom_id)) is not None:
-            self.stop(why)
-
-    async def _charge(self, ticket: Ticket, reply: Reply, verdict: Verdict, entries: list[int], call_id: str) -> None:
-        """This try counts; the row fails when it was its last (a pack is split then), else it waits."""
-        ticket.tries += 1
-        ticket.stream = ticket.stream or verdict.code in SLOW  # events keep the way open for a slow answer
-        most = min(self._terms.max_attempts, verdict.most_tries or self._terms.max_attempts)
-        if ticket.tries >= most and len(ticket.rows) <= 1:
-            await self._keep(ticket, self._books.outcome(ticket, reply, verdict), entries)
-            return
-        attempt = self._books.attempt(ticket, reply, verdict, call_id)
-        billed_unseen = attempt.lost or (reply.status == 200 and attempt.cost is None)
-        ticket.spent = None if billed_unseen else attempt.cost or 0.0
-        await self._keep(ticket, attempt, entries)
-        delay_s = self._terms.backoff.delay(ticket.tries, verdict.retry_after_s)
-        if ticket.tries < most:
-            self._put_back(ticket, delay_s)
-        else:
-            self._backlog.split(ticket, delay_s=delay_s, tries=most - 1)
-
-    async def _keep(self, ticket: Ticket, record: Outcome | Attempt, entries: list[int]) -> None:
-        if ticket.rows:
-            await self._keeper.keep_all(packs.parted(ticket.rows, record), entries)
-        else:
-            await self._keeper.keep(record, entries[0])
-
-    def _clear(self, entries: list[int]) -> None:
-        for entry in entries:
-            self._keeper.clear(entry)
-
-    def _hold(self, ticket: Ticket, verdict: Verdict) -> None:
-        """A limit is met: the row waits and is charged nothing."""
-        self.activity.last_trouble = f"{verdict.code}: {verdict.message}"
-        self._reached = True
-        ticket.waits += 1
-        backoff = self._terms.backoff
-        self._put_back(ticket, backoff.soon() if verdict.soon else backoff.delay(ticket.waits, verdict.retry_after_s))
-
-    def _put_back(self, ticket: Ticket, delay_s: float) -> None:
-        self._backlog.put_back(ticket, delay_s)
+        self._slots.close()
+        self._rates.close()
 
     def stop(self, why: PipelineError) -> None:
         """Drain, and have this as the reason."""
@@ -308,15 +167,123 @@ class Pool:
             self.stopped = why
         self.drain()
 
+    async def _feed(self, feed: AsyncGenerator[Sequence[Item], None]) -> None:
+        try:
+            await self._backlog.feed(feed)
+        except PipelineError as exc:
+            self.stop(exc)  # what is in flight is still finished and kept
 
-def _fatal(verdict: Verdict) -> PipelineError:
-    if verdict.code == "budget_exceeded":
-        return BudgetError(f"the gateway's budget is used up: {verdict.message}")
-    return GatewayError(f"the gateway refuses this job ({verdict.code}): {verdict.message}")
+    async def _divide(self) -> None:
+        """Keep in step with the other runs of this key, and see when the machine was asleep."""
+        loop = asyncio.get_running_loop()
+        ahead_s = self._wall_clock() - loop.time()
+        while True:
+            self._slots.divide()
+            self._rates.share_out()
+            await asyncio.sleep(DIVIDE_EVERY_S)
+            before_s, ahead_s = ahead_s, self._wall_clock() - loop.time()
+            if ahead_s - before_s > ASLEEP_S:
+                self._judge.slept()
+                await self._sender.drop()
+
+    # one request
+
+    async def _worker(self) -> None:
+        while (item := await self._backlog.get()) is not None:
+            if isinstance(item, Outcome):
+                await self._keeper.keep((item,))
+                continue
+            await self._slots.acquire()
+            try:
+                await self._try_within(item)
+            finally:
+                self._slots.release()
+            if self._backlog.closed:
+                return  # what was not sent stays pending
+            self._backlog.settle()
+
+    async def _try_within(self, ticket: Ticket) -> None:
+        """Pass the gate, put the request's upper bound of money aside and wait for its turn; settle what it did cost."""
+        reserved = 0.0
+        try:
+            if self._budget is not None:
+                reserved = await self._budget.reserve(ticket.rows or (ticket.request,))
+        except BudgetError as exc:
+            self.stop(exc)
+            return
+        tokens = self._estimate.of(ticket.request)
+        await self._outage.gate()
+        await self._rates.turn(tokens)
+        while self._outage.spell is not None and not self._backlog.closed:  # it began while this one waited
+            await self._outage.gate()
+            await self._rates.turn(tokens)
+        ticket.spent = 0.0
+        if not self._backlog.closed:
+            await self._try(ticket, tokens)
+        if self._budget is not None:
+            self._budget.settle(reserved, ticket.spent)
+
+    async def _try(self, ticket: Ticket, tokens: int) -> None:
+        request = ticket.request
+        ticket.sends += 1
+        call_id = f"{self._terms.run_name}-{request.index}-{ticket.sends}"
+        tried = Try(
+            ticket=ticket,
+            call_id=call_id,
+            entries=[self._keeper.enter(row, call_id) for row in ticket.rows or (request,)],
+            sent_at=asyncio.get_running_loop().time(),
+            tokens=tokens,
+            base64=self._judge.asks_base64,
+        )
+        self._in_flight[id(tried)] = tried.sent_at
+        try:
+            reply = await self._send(tried)
+        finally:
+            del self._in_flight[id(tried)]
+        await self._judge.settle(tried, reply, self._outage)
+
+    async def _send(self, tried: Try) -> Reply:
+        ticket, request = tried.ticket, tried.ticket.request
+        stream = (self._terms.stream or ticket.stream) and request.endpoint == CHAT
+        body = self._dialect.dress(request)
+        if stream:
+            body = self._dialect.streamed(body)
+        elif ticket.rows and tried.base64:
+            body = packs.asking_base64(body)
+        return await self._sender.send(request.endpoint, body, self._dialect.headers(tried.call_id), stream=stream)
+
+    # what others tell
+
+    def _outage_lasts(self, said: Verdict, seconds: float) -> None:
+        most_s = self._terms.max_outage_s
+        if said.recheck_s and seconds >= said.recheck_s:
+            self.stop(refused(said))
+        elif most_s is not None and seconds >= most_s and said.code != "budget_exceeded":
+            self.stop(_away_too_long(said, seconds))
+        elif not self._judge.reached and not self._terms.wait and seconds >= UNREACHED_S and not said.recheck_s:
+            self.stop(_unreached(said))
+
+    async def _book_witness(self, request: Request, call_id: str, reply: Reply) -> None:
+        if reply.status == 200:
+            await self._keeper.keep((self._books.witness(request, call_id, reply),))
+
+    def _watch(self, request: Request, completion: Completion) -> None:
+        self._estimate.learn(request, completion.usage)
+        if self._drift is None:
+            return
+        if (why := self._drift.check(request.model, completion.model, request.custom_id)) is not None:
+            self.stop(why)
 
 
 def _unreached(verdict: Verdict) -> PipelineError:
     return GatewayError(
         f"the gateway was not reached for {UNREACHED_S:.0f} s, and never before in this journal "
-        f"({verdict.code}): {verdict.message}. Check the base URL, the network and the VPN"
+        f"({verdict.code}): {verdict.message}. Check the base URL, the network and the VPN; --wait waits for it however long"
+    )
+
+
+def _away_too_long(verdict: Verdict, seconds: float) -> PipelineError:
+    return IncompleteError(
+        f"the gateway has been away for {seconds:.0f} s, longer than limits.max_outage allows ({verdict.code}): "
+        f"{verdict.message}"
     )

@@ -53,6 +53,15 @@ class Preflight:
         return None if stop is None else _ERRORS[stop.exit_code](stop.text)
 
     @property
+    def waiting_for_budget(self) -> Preflight:
+        """The same, where an empty budget stops nothing: the run waits for it to fill up."""
+        findings = (
+            replace(finding, level="warn") if finding.exit_code == BudgetError.exit_code else finding
+            for finding in self.findings
+        )
+        return replace(self, findings=tuple(findings))
+
+    @property
     def warnings(self) -> list[str]:
         """What a person should know, though it stops nothing."""
         return [finding.text for finding in self.findings if finding.level == "warn"]
@@ -94,6 +103,7 @@ def connection_to(job: Job, base_url: str, dialect: OpenAI, key: str | None) -> 
         api_key=key,
         timeout_s=job.gateway.timeout,
         connect_timeout_s=job.gateway.connect_timeout,
+        first_byte_timeout_s=job.gateway.first_byte_timeout,
         idle_timeout_s=job.gateway.idle_timeout,
         ip_version=job.gateway.ip_version,
     )

@@ -9,13 +9,19 @@ DEFAULT_KEY_VARIABLE = "PIPELINE_API_KEY"  # may be unset: not every server want
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
-    """``family`` picks the dialect and is part of every fingerprint; ``api_key_env`` is the only variable it reads."""
+    """``family`` picks the dialect and is part of every fingerprint; ``api_key_env`` is the only variable it reads.
+
+    ``concurrency`` requests are in flight unless the job says otherwise, up to ``ceiling`` where it says "auto". ``rpm`` is what
+    a key is assumed to have until the gateway teaches better.
+    """
 
     name: str
     family: str
     base_url: str | None
     api_key_env: str | None
     concurrency: int
+    ceiling: int = 64
+    rpm: float | None = None
 
 
 PRESETS = {
@@ -41,6 +47,8 @@ PRESETS = {
             base_url=None,
             api_key_env="LUMEN_API_KEY",
             concurrency=4,
+            ceiling=4,
+            rpm=30.0,
         ),
         Preset(
             name="litellm",

@@ -1,29 +1,49 @@
-"""What a run shows of itself: one read-only snapshot feeds the bar, the log line and ``status.json``. Home of tqdm."""
+"""Where a run stands: one read-only snapshot feeds the bar, the log line, ``status.json`` and the summary."""
 
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any
 
 import orjson
 
 from pipeline.errors import IncompleteError
 from pipeline.records import Attempt, Outcome
 
-LINE_EVERY_S = 30.0
 RATE_WINDOW_S = 30.0
 STATUS_FILE = "status.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Activity:
+    """What the pool is doing now. ``slots`` may be in flight; ``rpm`` is the pace, None when there is none.
+
+    ``away_since`` (Unix seconds) and ``away`` (its cause) tell of an outage that lasts, ``paused_s`` how long the rate limit
+    holds everyone still, ``oldest_s`` how long the oldest request in flight takes already.
+    """
+
+    busy: int = 0
+    slots: int = 0
+    waiting: int = 0
+    trouble: str | None = None
+    away_since: float | None = None
+    away: str = ""
+    rpm: float | None = None
+    paused_s: float = 0.0
+    oldest_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """Where a run stands. Only rows that are durable are counted. ``eta_s`` None: not known yet."""
+    """Where a run stands. Only rows that are durable are counted. ``eta_s`` None: not known yet.
+
+    ``cost`` is of all rows done so far, ``projected_cost`` what all rows will have cost, if the rest is like them.
+    """
 
     state: str
     total: int
@@ -37,9 +57,11 @@ class Snapshot:
     tokens_per_s: float
     cost: dict[str, float]
     cost_unknown: int
+    projected_cost: dict[str, float]
     slots: int
     busy: int
     waiting: int
+    rpm: float | None
     eta_s: float | None
     doing: str
 
@@ -52,13 +74,18 @@ class Snapshot:
         parts += [
             f"{self.rows_per_s:,.1f} rows/s",
             f"{self.tokens:,} tokens",
-            f"cost {money(self.cost, self.cost_unknown)}",
+            f"cost {money(self.cost, self.cost_unknown)}{self._projected}",
+            f"{self.busy}/{self.slots} slots{'' if self.rpm is None else f' at {self.rpm:.4g}/min'}",
         ]
         if self.eta_s is not None and self.pending:
             parts.append(f"{duration(self.eta_s)} left")
         if self.doing:
             parts.append(self.doing)
         return ", ".join(parts)
+
+    @property
+    def _projected(self) -> str:
+        return f" of about {money(self.projected_cost)}" if self.pending and any(self.projected_cost.values()) else ""
 
 
 def money(cost: dict[str, float], unknown: int = 0) -> str:
@@ -92,7 +119,7 @@ class Tally:
     total: int
     completed: int
     failed: int
-    slots: int
+    pack: int = 1
     tokens: int = 0
     cost: dict[str, float] = field(default_factory=dict)
     cost_unknown: int = 0
@@ -122,9 +149,7 @@ class Tally:
         elif outcome.status == "succeeded":
             self.cost_unknown += 1
 
-    def snapshot(
-        self, *, state: str, busy: int, waiting: int, trouble: str | None, away_since: float | None = None
-    ) -> Snapshot:
+    def snapshot(self, activity: Activity, *, state: str = "running") -> Snapshot:
         """Where the run stands now; rates are those of the last half minute."""
         now = time.monotonic()
         self._marks.append((now, self.sent, self.new_tokens))
@@ -133,7 +158,8 @@ class Tally:
         then, sent, tokens = self._marks[0]
         span = now - then
         rate = (self.sent - sent) / span if span > 0 else 0.0
-        pending = max(self.total - self.completed - self.failed, 0)
+        done = self.completed + self.failed
+        pending = max(self.total - done, 0)
         return Snapshot(
             state=state,
             total=self.total,
@@ -147,134 +173,38 @@ class Tally:
             tokens_per_s=(self.new_tokens - tokens) / span if span > 0 else 0.0,
             cost=dict(self.cost),
             cost_unknown=self.cost_unknown,
-            slots=self.slots,
-            busy=busy,
-            waiting=waiting,
-            eta_s=pending / rate if rate > 0 and away_since is None else None,
-            doing=_doing(pending, busy, waiting, trouble, away_since),
+            projected_cost={unit: amount / done * (done + pending) for unit, amount in self.cost.items() if done},
+            slots=activity.slots,
+            busy=activity.busy,
+            waiting=activity.waiting,
+            rpm=activity.rpm,
+            eta_s=self._eta(pending, rate, activity),
+            doing=_doing(pending, activity),
         )
 
+    def _eta(self, pending: int, rate: float, activity: Activity) -> float | None:
+        """By what was done lately, but never sooner than the pace allows; nobody knows when an outage ends."""
+        if activity.away_since is not None:
+            return None
+        by_pace = 0.0 if activity.rpm is None else activity.paused_s + pending / self.pack / activity.rpm * 60
+        by_rate = pending / rate if rate > 0 else None
+        if by_rate is None:
+            return by_pace or None
+        return max(by_rate, by_pace)
 
-def _doing(pending: int, busy: int, waiting: int, trouble: str | None, away_since: float | None) -> str:
-    if away_since is not None:
-        clock = time.strftime("%H:%M:%S", time.localtime(away_since))
-        return f"the gateway is away since {clock}, waiting for it ({(trouble or '')[:240]})"
-    if waiting:
-        return f"{waiting} rows wait to try again ({(trouble or '')[:240]})"
-    if 0 < pending <= busy:
-        return f"waiting for the last {pending}"
+
+def _doing(pending: int, activity: Activity) -> str:
+    trouble = (activity.trouble or "")[:240]
+    if activity.away_since is not None:
+        clock = time.strftime("%H:%M:%S", time.localtime(activity.away_since))
+        return f"waiting since {clock} for the gateway ({activity.away[:240]})"
+    if activity.paused_s > 0:
+        return f"the rate limit is used up: all wait {activity.paused_s:.0f} s ({trouble})"
+    if 0 < pending <= activity.busy + activity.waiting:
+        return f"{pending} rows left, the oldest takes {activity.oldest_s:.0f} s already" if activity.busy else trouble
+    if activity.waiting:
+        return f"{activity.waiting} rows wait to try again ({trouble})"
     return ""
-
-
-class Display(Protocol):
-    """Shows snapshots and says sentences."""
-
-    def show(self, snapshot: Snapshot) -> None: ...
-    def say(self, text: str) -> None: ...
-    def close(self) -> None: ...
-
-
-class Silent:
-    """Shows nothing: for use as a library, and ``-q``."""
-
-    def show(self, snapshot: Snapshot) -> None:
-        """Nothing."""
-
-    def say(self, text: str) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""
-
-
-class Lines:
-    """One plain line every 30 s: for logs and cron."""
-
-    def __init__(self, stream: TextIO = sys.stderr, *, every_s: float = LINE_EVERY_S) -> None:
-        self._stream = stream
-        self._every_s = every_s
-        self._last = time.monotonic()
-
-    def show(self, snapshot: Snapshot) -> None:
-        """Print when the last line is old enough."""
-        now = time.monotonic()
-        if now - self._last >= self._every_s:
-            self._last = now
-            self.say(snapshot.line)
-
-    def say(self, text: str) -> None:
-        """Print a sentence with the time."""
-        print(f"{time.strftime('%H:%M:%S')} {text}", file=self._stream, flush=True)
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-
-class Bar:
-    """A live bar on a terminal."""
-
-    def __init__(self, stream: TextIO = sys.stderr) -> None:
-        from tqdm import tqdm
-
-        self._stream = stream
-        self._tqdm = tqdm
-        self._bar: tqdm[Any] | None = None
-
-    def show(self, snapshot: Snapshot) -> None:
-        """Redraw."""
-        if self._bar is None:
-            self._bar = self._tqdm(
-                total=snapshot.total,
-                file=self._stream,
-                bar_format="{l_bar}{bar:20}| {desc}",
-                dynamic_ncols=True,
-                leave=False,
-            )
-        self._bar.n = snapshot.completed + snapshot.failed
-        self._bar.bar_format = "{percentage:3.0f}%|{bar:16}| {desc}"
-        self._bar.set_description_str(snapshot.line, refresh=True)
-
-    def say(self, text: str) -> None:
-        """Print a sentence above the bar."""
-        self._tqdm.write(text, file=self._stream)
-
-    def close(self) -> None:
-        """Take the bar away."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-
-
-class Steady:
-    """A display that falls silent when it cannot be written any more (a closed pipe, a full log disk): the run goes on."""
-
-    def __init__(self, display: Display) -> None:
-        self._display = display
-
-    def show(self, snapshot: Snapshot) -> None:
-        """Show it, if that is still possible."""
-        self._try(lambda: self._display.show(snapshot))
-
-    def say(self, text: str) -> None:
-        """Say it, if that is still possible."""
-        self._try(lambda: self._display.say(text))
-
-    def close(self) -> None:
-        """Close it, if that is still possible."""
-        self._try(self._display.close)
-
-    def _try(self, action: Callable[[], None]) -> None:
-        try:
-            action()
-        except OSError:
-            self._display = Silent()  # status.json and the summary still tell
-
-
-def display_for(stream: TextIO, *, quiet: bool) -> Display:
-    """A bar on a terminal, lines elsewhere, nothing when quiet."""
-    if quiet:
-        return Silent()
-    return Steady(Bar(stream) if stream.isatty() else Lines(stream))
 
 
 class StatusFile:

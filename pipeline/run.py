@@ -9,12 +9,13 @@ from dataclasses import asdict
 
 import orjson
 
+from pipeline.display import Display, Logged, Silent
 from pipeline.ending import how_it_ended
 from pipeline.errors import PipelineError
 from pipeline.guards import check_rebuying
 from pipeline.job import Job
 from pipeline.journal import Counts, Index, Lock, Recovered, reader
-from pipeline.progress import Display, Silent, StatusFile
+from pipeline.progress import StatusFile
 from pipeline.records import Summary
 from pipeline.results import export
 from pipeline.selection import mark
@@ -38,7 +39,7 @@ class Run:
     ) -> None:
         self._job = job
         self._wishes = wishes
-        self._display = display or Silent()
+        self._display = Logged(display or Silent(), job.run_folder)
         self._confirm = confirm
         self._signals = signals or Signals()
         self._started = time.monotonic()

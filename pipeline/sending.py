@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass, field
 
 from pipeline.client import Client, Connection
+from pipeline.display import Logged
 from pipeline.errors import IncompleteError, PipelineError
+from pipeline.flow import Lasting, rates_of, share_of, slots_of
 from pipeline.guards import budget_of, drift_of
 from pipeline.job import Job
 from pipeline.journal import Counts, Index, Writer, reader
+from pipeline.judge import Rulings
 from pipeline.outage import Spell
-from pipeline.pool import Pool, Terms
+from pipeline.poison import Poison
+from pipeline.pool import Controls, Pool, Terms
 from pipeline.preflight import Preflight, accounting_of, connection_to, preflight_of
-from pipeline.progress import Display, StatusFile, Tally
+from pipeline.progress import StatusFile, Tally
+from pipeline.records import KeyInfo
 from pipeline.signals import Signals, ending, to_the_end
 from pipeline.wishes import Wishes
 from pipeline.workspace import Workspace
@@ -48,7 +53,7 @@ class Sending:
         space: Workspace,
         counts: Counts,
         *,
-        display: Display,
+        display: Logged,
         signals: Signals,
         status: StatusFile,
         key: str | None,
@@ -74,8 +79,9 @@ class Sending:
                 return Sent(why=stopped)
             client = await stack.enter_async_context(Client(connection))
             writer = space.journal.writer(slots=self._job.rows_at_once, kept=self._tally.kept)
+            share = stack.enter_context(closing(share_of(self._job, self._key, say=self._display.say)))
             try:
-                pool = self._pool(client, writer, known)
+                pool = self._pool(client, writer, known, share)
             except PipelineError as exc:
                 return Sent(why=exc)
             failure = await self._work(index, pool, writer)
@@ -98,6 +104,8 @@ class Sending:
         if not self._space.dialect.lists_all:
             return Preflight()
         known = await preflight_of(self._space, connection, reached=self._counts.bought > 0)
+        if self._job.limits.on_budget == "wait":
+            known = known.waiting_for_budget
         for text in known.warnings:
             self._display.say(text)
         return known
@@ -109,16 +117,16 @@ class Sending:
             total=counts.rows if most is None else counts.succeeded + counts.failed + most,
             completed=counts.succeeded,
             failed=counts.failed,
-            slots=self._job.concurrency,
+            pack=self._job.pack,
             tokens=totals.prompt_tokens + totals.completion_tokens,
             cost=totals.cost,
             cost_unknown=totals.cost_unknown,
         )
 
-    def _pool(self, client: Client, writer: Writer, known: Preflight) -> Pool:
+    def _pool(self, client: Client, writer: Writer, known: Preflight, share: Lasting) -> Pool:
         """Raises ``PipelineError`` when the budget cannot be kept, or is spent."""
-        job, space = self._job, self._space
-        accounting = accounting_of(job, known)
+        job, space, note = self._job, self._space, self._display.note
+        accounting, key = accounting_of(job, known), known.key or KeyInfo()
         accepted = self._wishes.allow_model_change
         return Pool(
             self._terms(),
@@ -127,8 +135,13 @@ class Sending:
             accounting=accounting,
             keeper=writer,
             wall_clock=time.time,
-            budget=budget_of(job, space.journal, accounting, known.models.get(job.model or "")),
-            drift=drift_of(job, space.journal, accepted=accepted, say=self._display.say),
+            controls=Controls(
+                slots=slots_of(job, share, key, note=note),
+                rates=rates_of(job, share, key, note=note),
+                poison=self._poison(),
+                budget=budget_of(job, space.journal, accounting, known.models.get(job.model or "")),
+                drift=drift_of(job, space.journal, accepted=accepted, say=self._display.say),
+            ),
         )
 
     def _terms(self) -> Terms:
@@ -136,13 +149,23 @@ class Sending:
         return Terms(
             slots=job.concurrency,
             run_name=self._space.journal.name,
-            max_attempts=job.limits.max_attempts,
+            rulings=Rulings(
+                max_attempts=job.limits.max_attempts,
+                budget_wait_s=job.limits.max_budget_wait if job.limits.on_budget == "wait" else None,
+            ),
             fail_on_length=job.request.on_length == "fail",
             stream=job.gateway.stream,
             reached=self._counts.bought > 0,
+            wait=self._wishes.wait,
+            max_outage_s=job.limits.max_outage,
             pack=job.pack,
             pack_tokens=job.request.pack_tokens,
         )
+
+    def _poison(self) -> Poison:
+        counts = self._counts
+        fresh = counts.bought == 0 and not self._wishes.keep_going
+        return Poison(rows=counts.pending, most=self._job.limits.most_failures(counts.rows), watches_first=fresh)
 
     # at work
 
@@ -179,13 +202,7 @@ class Sending:
     async def _show(self, pool: Pool) -> None:
         written = 0.0
         while True:
-            snapshot = self._tally.snapshot(
-                state="running",
-                busy=pool.activity.busy,
-                waiting=pool.waiting,
-                trouble=pool.activity.last_trouble,
-                away_since=pool.activity.outage.started_at if pool.activity.outage else None,
-            )
+            snapshot = self._tally.snapshot(pool.activity)
             self._display.show(snapshot)
             if time.monotonic() - written >= STATUS_EVERY_S:
                 written = time.monotonic()
@@ -200,14 +217,13 @@ class Sending:
 
     def _what_came(self, pool: Pool, failure: PipelineError | None) -> Sent:
         journal = self._space.journal
-        outages = pool.outages + ([pool.activity.outage] if pool.activity.outage else [])
-        for spell in outages:
+        for spell in pool.outages:
             journal.keep_outage(spell.started_at, spell.ended_at, spell.cause)
         cut_off = journal.recover()
         return Sent(
             rows=self._tally.sent,
             why=failure or pool.stopped or self._signals.error,
             in_flight=cut_off.in_flight if cut_off is not None else [],
-            trouble=pool.activity.last_trouble,
-            outages=outages,
+            trouble=pool.activity.trouble,
+            outages=pool.outages,
         )

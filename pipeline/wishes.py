@@ -10,7 +10,8 @@ from pipeline.selection import Redo
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wishes:
     """What this one call asks for besides the job. ``most`` stops after so many rows, the first ones or
-    with ``sample`` some at random; ``publish`` False leaves the output alone."""
+    with ``sample`` some at random; ``publish`` False leaves the output alone. ``wait``: for a gateway that was never reached
+    yet, too; ``keep_going``: although the first rows all fail alike."""
 
     redo: Redo = field(default_factory=Redo)
     accept_changes: bool = False
@@ -19,3 +20,5 @@ class Wishes:
     most: int | None = None
     sample: bool = False
     publish: bool = True
+    wait: bool = False
+    keep_going: bool = False

@@ -28,6 +28,14 @@ class Ended:
 Pipeline = Callable[..., Ended]
 
 
+@pytest.fixture(autouse=True)
+def state_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What a key has learned, and who shares it, is each test's own."""
+    folder = tmp_path_factory.mktemp("state")
+    monkeypatch.setenv("PIPELINE_STATE_DIR", str(folder))
+    return folder
+
+
 @pytest.fixture
 def pipeline(tmp_path: Path) -> Pipeline:
     """``pipeline("run", "-i", ...)`` in ``tmp_path``, as a user would."""
@@ -54,7 +62,7 @@ def clean_environment() -> dict[str, str]:
     return {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith("PIPELINE_") and not name.lower().endswith("_proxy")
+        if (name == "PIPELINE_STATE_DIR" or not name.startswith("PIPELINE_")) and not name.lower().endswith("_proxy")
     }
 
 

@@ -104,7 +104,7 @@ async def _fill(space: Workspace, index: Any, answer: Answer, most: int | None) 
         for item in items:
             outcome = answer(item) if isinstance(item, Request) else item
             if outcome is not None:
-                await writer.keep(outcome, None)
+                await writer.keep([outcome])
     writer.close()
     await writing
 

@@ -8,7 +8,6 @@ import csv
 import json
 import math
 import os
-import random
 import signal
 import struct
 import subprocess
@@ -25,16 +24,16 @@ import pytest
 from conftest import Bench, Server, clean_environment, read_jsonl, write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
+from pools import pool_of
 from virtual import run_virtually
 
 from pipeline import Job, run
-from pipeline.accounting import Accounting, PriceOf
+from pipeline.accounting import PriceOf
 from pipeline.errors import InputError, JobError
 from pipeline.gateways import LiteLLM, OpenAI
 from pipeline.packs import parted, read, shares, whole_shares
-from pipeline.pool import Pool, Terms
+from pipeline.pool import Pool
 from pipeline.records import EMBEDDINGS, Attempt, Completion, Cost, Failure, Outcome, Reply, Request, Usage
-from pipeline.retry import Backoff
 from pipeline.simulator import embeddings
 
 OWN = {"endpoint": EMBEDDINGS, "model": "e"}
@@ -105,12 +104,7 @@ class Memory:
     def clear(self, entry: int) -> None:
         del self.set[entry]
 
-    async def keep(self, record: Outcome | Attempt, entry: int | None) -> None:
-        self.groups.append([record])
-        if entry is not None:
-            self.clear(entry)
-
-    async def keep_all(self, records: Sequence[Outcome | Attempt], entries: Sequence[int]) -> None:
+    async def keep(self, records: Sequence[Outcome | Attempt], entries: Sequence[int] = ()) -> None:
         self.groups.append(list(records))
         for entry in entries:
             self.clear(entry)
@@ -132,6 +126,12 @@ class Gateway:
         self.ids.append(headers.get("X-Client-Request-Id", ""))
         await asyncio.sleep(1.0)
         return self._answer(body, len(self.calls))
+
+    async def get(self, path: str) -> Reply:
+        raise AssertionError("nothing is away")
+
+    async def drop(self) -> None:
+        raise AssertionError("nothing is away")
 
     @property
     def sizes(self) -> list[int]:
@@ -158,13 +158,9 @@ def work(
     given = [request(number) for number in range(1, rows + 1)] if isinstance(rows, int) else rows
 
     async def main() -> Pool:
-        terms = Terms(
-            slots=slots, run_name="p1", max_attempts=attempts, reached=True, stream=True, pack=pack, pack_tokens=pack_tokens,
-            backoff=Backoff(random=random.Random(1)),
-        )  # fmt: skip
-        pool = Pool(
-            terms, sender=gateway, dialect=dialect or OpenAI(), accounting=Accounting({"e": PriceOf(prompt=1.0, completion=0.0)}),
-            keeper=memory, wall_clock=asyncio.get_running_loop().time,
+        pool = pool_of(
+            gateway, memory, slots=slots, attempts=attempts, reached=True, stream=True, pack=pack, pack_tokens=pack_tokens,
+            dialect=dialect, prices={"e": PriceOf(prompt=1.0, completion=0.0)},
         )  # fmt: skip
         await pool.work(feed(given))
         return pool

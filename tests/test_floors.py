@@ -12,11 +12,13 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "pipeline"
 FLOORS = {
-    0: set("records errors presets jsonio".split()),
-    1: set("job source template gateways stream budget drift retry accounting journal sink progress".split()),
-    2: set("client backlog packs books outage pool simulator".split()),
+    0: set("records errors presets jsonio boot".split()),
+    1: set(
+        "job source template gateways stream budget drift retry poison tokens accounting lease journal sink progress".split()
+    ),
+    2: set("client backlog packs books outage slots rates judge pool display simulator".split()),
     3: set(
-        "guards workspace feed wishes sending run entry signals selection results export status verify trial ending preflight plan "
+        "guards flow workspace feed wishes sending run entry signals selection results export status verify trial ending preflight plan "
         "models".split()
     ),
     4: {"cli", "__init__", "__main__"},
@@ -25,13 +27,13 @@ FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in mod
 SIDEWAYS = {("sink", "journal")}
 HOMES = {
     "aiohttp": {"client", "simulator"},
-    "aiolimiter": {"limits"},
+    "aiolimiter": {"rates"},
     "click": {"cli", "demo"},
     "jinja2": {"template"},
     "pyarrow": {"source", "sink", "results"},
     "pydantic": {"job"},
     "sqlite3": {"journal", "verify"},
-    "tqdm": {"progress"},
+    "tqdm": {"display"},
     "uvloop": {"entry"},
 }
 LAZY = {"pyarrow", "tqdm", "uvloop"}

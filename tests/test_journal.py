@@ -56,7 +56,7 @@ def test_a_record_is_counted_only_when_another_process_can_read_it(tmp_path: Pat
         task = asyncio.create_task(writer.write())
         for number in range(1, 50):
             entry = writer.enter(request(number), f"call-{number}")
-            await writer.keep(outcome(number), entry)
+            await writer.keep([outcome(number)], [entry])
             assert writer.undurable <= 4
         writer.close()
         await task
@@ -74,9 +74,9 @@ def test_whoever_has_one_more_waits_for_the_disk(tmp_path: Path) -> None:
 
     async def main() -> None:
         writer = journal.writer(slots=2, kept=lambda _: None)
-        await writer.keep(outcome(1), None)
-        await writer.keep(outcome(2), None)
-        third = asyncio.create_task(writer.keep(outcome(3), None))
+        await writer.keep([outcome(1)])
+        await writer.keep([outcome(2)])
+        third = asyncio.create_task(writer.keep([outcome(3)]))
         await asyncio.sleep(0.05)
         assert not third.done()
         task = asyncio.create_task(writer.write())
@@ -94,8 +94,8 @@ def test_a_finished_row_is_written_even_if_its_worker_is_cancelled_while_it_wait
 
     async def main() -> None:
         writer = journal.writer(slots=1, kept=lambda _: None)
-        await writer.keep(outcome(1), None)
-        second = asyncio.create_task(writer.keep(outcome(2), None))
+        await writer.keep([outcome(1)])
+        second = asyncio.create_task(writer.keep([outcome(2)]))
         await asyncio.sleep(0.01)
         second.cancel()
         await asyncio.wait([second])
@@ -117,7 +117,7 @@ def test_a_disk_that_cannot_be_written_ends_the_run_with_a_sentence(tmp_path: Pa
         entry = writer.enter(request(1), "call-1")
         big = Completion(content="x", finish_reason="stop", model="m", usage=Usage(), raw=b"x" * 10_000_000)
         await writer.keep(
-            Outcome(custom_id="r1", index=1, fingerprint=b"1" * 16, status="succeeded", completion=big), entry
+            [Outcome(custom_id="r1", index=1, fingerprint=b"1" * 16, status="succeeded", completion=big)], [entry]
         )
         writer.close()
         await writer.write()
@@ -174,8 +174,8 @@ def _killed(folder: Path) -> None:
         for number in (1, 2, 3):
             writer.enter(request(number), f"call-{number}")
         writer.clear(writer.enter(request(4), "call-4"))
-        await writer.keep(outcome(1), None)
-        await writer.keep(lost(2, "call-2"), None)
+        await writer.keep([outcome(1)])
+        await writer.keep([lost(2, "call-2")])
         writer.close()
         await writer.write()
 

@@ -4,162 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pools import GOOD, Kept, Script, error, feed, lost, pool_of, reply, work
 from virtual import run_virtually
 
-from pipeline.accounting import Accounting, PriceOf
 from pipeline.errors import BudgetError, GatewayError
-from pipeline.gateways import LiteLLM, Lumen, OpenAI
-from pipeline.pool import Pool, Terms
-from pipeline.records import Attempt, Failure, Outcome, Reply, Request
+from pipeline.gateways import LiteLLM, Lumen
+from pipeline.pool import Pool
+from pipeline.records import Outcome, Reply, Request
 from pipeline.retry import Backoff
-
-GOOD = {
-    "id": "x",
-    "model": "m-1",
-    "choices": [{"message": {"role": "assistant", "content": "yes"}, "finish_reason": "stop"}],
-    "usage": {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12},
-}
-
-
-def reply(status: int = 200, json: object = GOOD, headers: Mapping[str, str] | None = None) -> Reply:
-    return Reply(status=status, headers=headers or {}, body=b"{}", json=json, elapsed_s=0.1)
-
-
-def lost(code: str = "timeout", *, sent: bool = True) -> Reply:
-    failure = Failure(code=code, message="gone", sent=sent)
-    return Reply(status=0, headers={}, body=b"", json=None, elapsed_s=0.1, failure=failure)
-
-
-def error(status: int, message: str = "no", headers: Mapping[str, str] | None = None, **more: str) -> Reply:
-    return reply(status, {"error": {"message": message, **more}}, headers)
-
-
-def request(number: int) -> Request:
-    return Request(
-        custom_id=f"r{number}", index=number, endpoint="/chat/completions", model="m", body=b"{}",
-        fingerprint=number.to_bytes(16, "big"), estimated_tokens=1,
-    )  # fmt: skip
-
-
-class Memory:
-    """An in-memory journal that also watches what is in flight."""
-
-    def __init__(self) -> None:
-        self.outcomes: list[Outcome] = []
-        self.attempts: list[Attempt] = []
-        self.witnesses: list[Attempt] = []
-        self.set: dict[int, str] = {}
-        self._next = 0
-
-    def enter(self, request: Request, call_id: str) -> int:
-        self._next += 1
-        self.set[self._next] = call_id
-        return self._next
-
-    def clear(self, entry: int) -> None:
-        del self.set[entry]
-
-    async def keep(self, record: Outcome | Attempt, entry: int | None) -> None:
-        if isinstance(record, Attempt):
-            (self.witnesses if record.code == "witness" else self.attempts).append(record)
-        else:
-            self.outcomes.append(record)
-        if entry is not None:
-            self.clear(entry)
-
-
-class Script:
-    """A gateway that answers each row's n-th send as told, and notes when."""
-
-    def __init__(
-        self,
-        answer: Callable[[int, int], Reply],
-        *,
-        takes_s: float = 1.0,
-        back_at: float = 0.0,
-        away: Reply | None = None,
-    ) -> None:
-        self._answer = answer
-        self._back_at = back_at
-        self._away = away
-        self.probes: list[float] = []
-        self.witnesses: list[float] = []
-        self._takes_s = takes_s
-        self.sends: list[tuple[float, str]] = []
-        self.streams: list[bool] = []
-        self.busy = 0
-        self.most_busy = 0
-        self._counts: dict[str, int] = {}
-
-    async def send(self, endpoint: str, body: bytes, headers: Mapping[str, str], *, stream: bool) -> Reply:
-        call_id = headers.get("X-Client-Request-Id") or headers.get("x-litellm-call-id") or "p1-0-?"
-        now = asyncio.get_running_loop().time()
-        if b"Say yes" in body:
-            self.witnesses.append(now)
-            return self._away if self._away is not None and now < self._back_at else reply()
-        row = int(call_id.split("-")[1])
-        self.streams.append(stream)
-        self._counts[str(row)] = self._counts.get(str(row), 0) + 1
-        nth = self._counts[str(row)]
-        self.sends.append((asyncio.get_running_loop().time(), call_id))
-        self.busy += 1
-        self.most_busy = max(self.most_busy, self.busy)
-        try:
-            await asyncio.sleep(self._takes_s)
-        finally:
-            self.busy -= 1
-        return self._answer(row, nth)
-
-    async def get(self, path: str) -> Reply:
-        now = asyncio.get_running_loop().time()
-        self.probes.append(now)
-        return self._away if self._away is not None and now < self._back_at else reply(200, {"data": []})
-
-
-async def feed(rows: int, size: int = 8) -> AsyncGenerator[list[Request | Outcome], None]:
-    for first in range(0, rows, size):
-        yield [request(number) for number in range(first, min(first + size, rows))]
-
-
-def work(
-    answer: Callable[[int, int], Reply],
-    *,
-    rows: int = 1,
-    slots: int = 4,
-    attempts: int = 5,
-    reached: bool = True,
-    fail_on_length: bool = False,
-    during: Callable[[Pool], object] | None = None,
-    takes_s: float = 1.0,
-    dialect: OpenAI | None = None,
-    back_at: float = 0.0,
-    away: Reply | None = None,
-) -> tuple[Memory, Script, Pool, float]:
-    memory, script = Memory(), Script(answer, takes_s=takes_s, back_at=back_at, away=away)
-
-    async def main() -> tuple[Pool, float]:
-        terms = Terms(
-            slots=slots, run_name="p1", max_attempts=attempts, reached=reached, fail_on_length=fail_on_length,
-            backoff=Backoff(random=random.Random(1)),
-        )  # fmt: skip
-        loop = asyncio.get_running_loop()
-        pool = Pool(
-            terms, sender=script, dialect=dialect or OpenAI(), accounting=Accounting({"m": PriceOf(prompt=1.0, completion=2.0)}),
-            keeper=memory, wall_clock=loop.time,
-        )  # fmt: skip
-        if during is not None:
-            loop.call_later(0.5, during, pool)
-        await pool.work(feed(rows))
-        return pool, loop.time()
-
-    pool, took = run_virtually(main())
-    return memory, script, pool, took
 
 
 def test_all_slots_are_used_and_never_more() -> None:
@@ -372,7 +230,7 @@ def test_a_row_that_itself_takes_the_model_away_is_charged_in_the_end() -> None:
             return error(500, "litellm.APIError")
         return reply()
 
-    memory = Memory()
+    memory = Kept()
     aside = error(429, "in cooldown", {"retry-after": "5"}, type="all_deployments_in_cooldown")
 
     class Poisoned(Script):
@@ -383,10 +241,8 @@ def test_a_row_that_itself_takes_the_model_away_is_charged_in_the_end() -> None:
             return await super().send(endpoint, body, headers, stream=stream)
 
     async def main() -> None:
-        terms = Terms(slots=2, run_name="p1", max_attempts=3, reached=True)
         sender = Poisoned(answer, away=aside, takes_s=0.1)
-        pool = Pool(terms, sender=sender, dialect=LiteLLM(), accounting=Accounting({}), keeper=memory, wall_clock=float)
-        await pool.work(feed(5))
+        await pool_of(sender, memory, slots=2, attempts=3, reached=True, dialect=LiteLLM()).work(feed(5))
 
     run_virtually(main())
     statuses = {outcome.custom_id: outcome.status for outcome in memory.outcomes}
@@ -429,7 +285,7 @@ def test_cut_off_answers_fail_when_asked_to_and_keep_their_cost() -> None:
 
 
 def test_a_row_that_never_became_a_request_is_kept_without_a_send() -> None:
-    memory, script = Memory(), Script(lambda row, nth: reply())
+    memory, script = Kept(), Script(lambda row, nth: reply())
     broken = Outcome(
         custom_id="x", index=1, fingerprint=b"0" * 16, status="failed", error_code="null_field", sent=False
     )
@@ -438,9 +294,7 @@ def test_a_row_that_never_became_a_request_is_kept_without_a_send() -> None:
         yield [broken]
 
     async def main() -> None:
-        terms = Terms(slots=2, run_name="p1", max_attempts=1)
-        pool = Pool(terms, sender=script, dialect=OpenAI(), accounting=Accounting({}), keeper=memory, wall_clock=float)
-        await pool.work(one())
+        await pool_of(script, memory).work(one())
 
     run_virtually(main())
     assert memory.outcomes == [broken]

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.cli.options import again, gateway_of, gateway_options, job_of, job_options, redo_options, wishes_of
+from pipeline.cli.options import (
+    again,
+    flow_options,
+    gateway_of,
+    gateway_options,
+    job_of,
+    job_options,
+    redo_options,
+    wishes_of,
+)
 from pipeline.errors import PipelineError, UsageError
 
 if TYPE_CHECKING:
@@ -38,6 +47,7 @@ def cli() -> None:
 
 @cli.command("run")
 @job_options
+@flow_options
 @redo_options
 def run_command(**given: Any) -> int:
     """Run a job, or resume it: the same command again goes on where it stopped.
@@ -286,8 +296,8 @@ def simulate_command(faults: str | None, latency: float, **given: Any) -> int:
 
 
 def _run(job: Job, given: Mapping[str, Any], wishes: Wishes) -> Summary:
+    from pipeline.display import display_for
     from pipeline.entry import run
-    from pipeline.progress import display_for
 
     asks = sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty() and not given["quiet"]
     display = display_for(sys.stderr, quiet=given["quiet"])

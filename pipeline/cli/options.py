@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from pipeline.job import Job
     from pipeline.wishes import Wishes
 
+
+def n_or_auto(text: str) -> int | str:
+    """A number of requests, or the word."""
+    return text if text == "auto" else int(text)
+
+
 # option -> (flags, key of the job, environment variable, help)
 _JOB_OPTIONS: tuple[tuple[tuple[str, ...], str, str, Any, str], ...] = (
     (("-i", "--input"), "input.path", "PIPELINE_INPUT", str, "File, glob or folder; .jsonl .parquet .csv, .gz .zst; - for JSONL on stdin."),
@@ -27,7 +33,9 @@ _JOB_OPTIONS: tuple[tuple[tuple[str, ...], str, str, Any, str], ...] = (
     (("-g", "--gateway"), "gateway", "PIPELINE_GATEWAY", str, "Preset of a gateway: openai, simulator."),
     (("--base-url",), "gateway.base_url", "PIPELINE_BASE_URL", str, "Where the server is, e.g. https://host/v1."),
     (("--api-key-env",), "gateway.api_key_env", "PIPELINE_API_KEY_ENV", str, "Environment variable that holds the key."),
-    (("-c", "--concurrency"), "gateway.concurrency", "PIPELINE_CONCURRENCY", int, "Requests at once."),
+    (("-c", "--concurrency"), "gateway.concurrency", "PIPELINE_CONCURRENCY", n_or_auto, "Requests at once at the most, or auto."),
+    (("--rpm",), "gateway.rpm", "PIPELINE_RPM", float, "Requests a minute (learned where nobody tells)."),
+    (("--tpm",), "gateway.tpm", "PIPELINE_TPM", float, "Tokens a minute."),
     (("--max-cost",), "limits.max_cost", "PIPELINE_MAX_COST", float, "What this run may spend, in the unit of the model's price."),
     (("--run-dir",), "run_dir", "PIPELINE_RUN_DIR", str, "Run folder (default: <output>.run)."),
 )  # fmt: skip
@@ -77,6 +85,18 @@ def redo_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def flow_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of a run that meets an odd gateway."""
+    options = [
+        click.option("--wait", is_flag=True, help="Wait for a gateway that was never reached yet, too."),
+        click.option("--keep-going", is_flag=True, help="Go on although the first rows all fail alike."),
+        click.option("--no-lease", is_flag=True, help="Do not share the key's limits with other runs on this machine."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def job_of(given: Mapping[str, Any]) -> Job:
     """The job that file, environment and options describe together."""
     from pipeline.job import Job
@@ -86,6 +106,8 @@ def job_of(given: Mapping[str, Any]) -> Job:
         value = given[key.replace(".", "__")]
         if value is not None:
             overrides[tuple(key.split("."))] = value
+    if given.get("no_lease"):
+        overrides["gateway", "lease"] = False
     overrides = dict(sorted(overrides.items(), key=lambda item: len(item[0])))
     return Job.load(given["job_file"], overrides=overrides)
 
@@ -140,6 +162,8 @@ def wishes_of(given: Mapping[str, Any]) -> Wishes:
         accept_changes=given["accept_changes"],
         accept_failed=given["accept_failed"],
         allow_model_change=given["allow_model_change"],
+        wait=given["wait"],
+        keep_going=given["keep_going"],
     )
 
 

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -25,7 +25,7 @@ from pipeline.errors import JobError
 from pipeline.job.key import key_from_file, key_from_variable
 from pipeline.job.layers import anchor, lay, merge, read_toml
 from pipeline.job.request import RequestSettings
-from pipeline.job.table import FilePath, Table, Text
+from pipeline.job.table import FilePath, Seconds, Table, Text
 from pipeline.job.words import problems
 from pipeline.presets import DEFAULT_KEY_VARIABLE, PRESETS, Preset
 
@@ -43,18 +43,24 @@ _ENDPOINT = re.compile(r"/(chat/completions|completions|embeddings|responses)/*$
 class Gateway(Table):
     """``[gateway]``: which server, with which key, and how to reach it. Times in seconds.
 
-    ``stream`` asks for every answer in events (a retry after a timeout does so by itself), ``idle_timeout`` bounds the
-    silence between them. ``proxy_retries`` lets a LiteLLM proxy retry too; its tries multiply with ours.
+    ``concurrency`` is the most that may be in flight; "auto" leaves that to what the gateway says and does. ``rpm`` and
+    ``tpm`` are requests and tokens a minute. ``timeout`` is for a whole answer, ``first_byte_timeout`` for the silence before
+    it. ``stream`` asks for every answer in events (a retry after a timeout does so by itself), ``idle_timeout`` bounds the
+    silence between them. ``lease`` False: other runs with this key are not heeded. ``proxy_retries`` lets a LiteLLM proxy retry too; its tries multiply with ours.
     """
 
     preset: str = "openai"
     base_url: str | None = None
     api_key_env: str | None = None
     api_key_file: FilePath | None = None
-    concurrency: int | None = Field(default=None, ge=1, le=10_000)
-    timeout: float = Field(default=600.0, gt=0)
-    connect_timeout: float = Field(default=30.0, gt=0)
-    idle_timeout: float = Field(default=300.0, gt=0)
+    concurrency: Annotated[int, Field(ge=1, le=10_000)] | Literal["auto"] | None = None
+    rpm: float | None = Field(default=None, gt=0)
+    tpm: float | None = Field(default=None, gt=0)
+    lease: bool = True
+    timeout: Seconds = Field(default=1800.0, gt=0)
+    connect_timeout: Seconds = Field(default=30.0, gt=0)
+    first_byte_timeout: Seconds = Field(default=600.0, gt=0)
+    idle_timeout: Seconds = Field(default=300.0, gt=0)
     ip_version: Literal["auto", 4, 6] = "auto"
     stream: bool = False
     proxy_retries: bool = False
@@ -96,11 +102,29 @@ class Limits(Table):
     """``[limits]``: what ends a row, and what ends a run. ``max_attempts`` counts tries that went wrong through the server.
 
     ``max_cost`` is for one run, ``max_cost_total`` for all runs of a journal, both in the unit of the model's price.
+    ``on_budget`` "wait" waits for the gateway's own budget to fill up again, ``max_budget_wait`` at the most. An outage longer
+    than ``max_outage`` ends the run, and so do more failed rows than ``max_failures`` (a count, or a share such as "5%").
     """
 
     max_attempts: int = Field(default=5, ge=1, le=100)
     max_cost: float | None = Field(default=None, gt=0)
     max_cost_total: float | None = Field(default=None, gt=0)
+    on_budget: Literal["stop", "wait"] = "stop"
+    max_budget_wait: Seconds = Field(default=3 * 3600.0, gt=0)
+    max_outage: Seconds | None = Field(default=None, gt=0)
+    max_failures: Annotated[int, Field(ge=0)] | str | None = None
+
+    @field_validator("max_failures")
+    @classmethod
+    def _is_share(cls, most: int | str | None) -> int | str | None:
+        if isinstance(most, str) and not re.fullmatch(r"(\d{1,2}(\.\d+)?|100)%", most):
+            raise ValueError(f'expected a number of rows, or a share such as "5%", not {most!r}')
+        return most
+
+    def most_failures(self, rows: int) -> int | None:
+        """How many of so many rows may fail; None: all of them."""
+        most = self.max_failures
+        return int(rows * float(most[:-1]) / 100) if isinstance(most, str) else most
 
 
 class Output(Table):
@@ -205,8 +229,11 @@ class Job(Table):
 
     @property
     def concurrency(self) -> int:
-        """How many requests at once (``slots``)."""
-        return self.gateway.concurrency or self.preset.concurrency
+        """How many requests at once at the most (the ceiling of ``slots``)."""
+        asked = self.gateway.concurrency
+        if asked == "auto":
+            return self.preset.ceiling
+        return asked or self.preset.concurrency
 
     @property
     def pack(self) -> int:

@@ -12,6 +12,7 @@ import asyncio
 import sqlite3
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 
 from pipeline.journal.inflight import InFlightTable
@@ -75,24 +76,15 @@ class Writer:
         """Records handed over that are not on disk yet."""
         return len(self._gathered) + len(self._committing)
 
-    async def keep(self, record: Record, entry: int | None) -> None:
-        """Hand over a record and the in-flight entry that its durability clears; waits while too many are not durable."""
-        try:
-            while self.undurable >= self._slots:
-                self._room.clear()
-                await self._room.wait()
-        finally:  # also when cancelled: what is finished is paid for
-            self._gathered.append((record, entry))
-            self._work.set()
-
-    async def keep_all(self, records: Sequence[Record], entries: Sequence[int]) -> None:
-        """Hand over the records of one call, pairwise with their entries; one transaction holds all of them."""
+    async def keep(self, records: Sequence[Record], entries: Sequence[int] = ()) -> None:
+        """Hand over the records of one call, pairwise with the in-flight entries that their durability clears, if they have
+        any; one transaction holds all of them. Waits while too many are not durable."""
         try:
             while self._undurable_after(len(records)) > self._slots:
                 self._room.clear()
                 await self._room.wait()
-        finally:
-            self._gathered.extend(zip(records, entries, strict=True))
+        finally:  # also when cancelled: what is finished is paid for
+            self._gathered.extend(zip(records, entries or repeat(None, len(records)), strict=True))
             self._work.set()
 
     def _undurable_after(self, more: int) -> int:

@@ -1,0 +1,157 @@
+"""Who is told how a run goes: a bar on a terminal, lines in a log, nobody; and always the run's own log. Home of tqdm."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+from pipeline.progress import Snapshot
+
+LINE_EVERY_S = 30.0
+LOG_FILE = "run.log"
+
+
+class Display(Protocol):
+    """Shows snapshots and says sentences."""
+
+    def show(self, snapshot: Snapshot) -> None: ...
+    def say(self, text: str) -> None: ...
+    def close(self) -> None: ...
+
+
+class Silent:
+    """Shows nothing: for use as a library, and ``-q``."""
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Nothing."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+class Lines:
+    """One plain line every 30 s: for logs and cron."""
+
+    def __init__(self, stream: TextIO = sys.stderr, *, every_s: float = LINE_EVERY_S) -> None:
+        self._stream = stream
+        self._every_s = every_s
+        self._last = time.monotonic()
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Print when the last line is old enough."""
+        now = time.monotonic()
+        if now - self._last >= self._every_s:
+            self._last = now
+            self.say(snapshot.line)
+
+    def say(self, text: str) -> None:
+        """Print a sentence with the time."""
+        print(f"{time.strftime('%H:%M:%S')} {text}", file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class Bar:
+    """A live bar on a terminal."""
+
+    def __init__(self, stream: TextIO = sys.stderr) -> None:
+        from tqdm import tqdm
+
+        self._stream = stream
+        self._tqdm = tqdm
+        self._bar: tqdm[Any] | None = None
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Redraw."""
+        if self._bar is None:
+            self._bar = self._tqdm(
+                total=snapshot.total,
+                file=self._stream,
+                bar_format="{l_bar}{bar:20}| {desc}",
+                dynamic_ncols=True,
+                leave=False,
+            )
+        self._bar.n = snapshot.completed + snapshot.failed
+        self._bar.bar_format = "{percentage:3.0f}%|{bar:16}| {desc}"
+        self._bar.set_description_str(snapshot.line, refresh=True)
+
+    def say(self, text: str) -> None:
+        """Print a sentence above the bar."""
+        self._tqdm.write(text, file=self._stream)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+class Steady:
+    """A display that falls silent when it cannot be written any more (a closed pipe, a full log disk): the run goes on."""
+
+    def __init__(self, display: Display) -> None:
+        self._display = display
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Show it, if that is still possible."""
+        self._try(lambda: self._display.show(snapshot))
+
+    def say(self, text: str) -> None:
+        """Say it, if that is still possible."""
+        self._try(lambda: self._display.say(text))
+
+    def close(self) -> None:
+        """Close it, if that is still possible."""
+        self._try(self._display.close)
+
+    def _try(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except OSError:
+            self._display = Silent()  # status.json and the summary still tell
+
+
+def display_for(stream: TextIO, *, quiet: bool) -> Display:
+    """A bar on a terminal, lines elsewhere, nothing when quiet."""
+    if quiet:
+        return Silent()
+    return Steady(Bar(stream) if stream.isatty() else Lines(stream))
+
+
+class Logged:
+    """A display whose sentences also go to ``run.log`` in the run folder, with those that only that log is told (``note``)."""
+
+    def __init__(self, display: Display, folder: Path) -> None:
+        self._display = display
+        self._path = folder / LOG_FILE
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Show it."""
+        self._display.show(snapshot)
+
+    def say(self, text: str) -> None:
+        """Say it, and write it down."""
+        self._display.say(text)
+        self.note(text)
+
+    def note(self, text: str) -> None:
+        """Write it down. A log that cannot be written is no reason to stop; a full disk shows at the journal."""
+        try:
+            with open(
+                self._path, "a", opener=lambda name, flags: os.open(name, flags, 0o600), encoding="utf-8"
+            ) as file:
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        except OSError:
+            pass
+
+    def close(self) -> None:
+        """Close the display."""
+        self._display.close()

@@ -1,0 +1,87 @@
+"""A job's flow control: how many requests at once, how fast, and whom it shares both with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+from pipeline.errors import LeaseError
+from pipeline.job import Job
+from pipeline.lease import Lease, Memory, Pace, lease_name
+from pipeline.rates import Allowance, Rates
+from pipeline.records import KeyInfo
+from pipeline.slots import Slots
+
+Tell = Callable[[str], None]
+
+
+class Lasting:
+    """A lease that a failing disk ends, but not the run: from then on it shares with nobody, and says so once."""
+
+    def __init__(self, share: Lease | Memory, *, ceiling: int, say: Tell) -> None:
+        self._share: Lease | Memory = share
+        self._ceiling = ceiling
+        self._say = say
+
+    @property
+    def taken(self) -> int:
+        """Requests that all runs of the key may have in flight now."""
+        return self._share.taken
+
+    def refresh(self, *, demand: int, busy: int, parallel: int) -> int:
+        """How many requests this run may have in flight now; see ``Lease.refresh``."""
+        try:
+            return self._share.refresh(demand=demand, busy=busy, parallel=parallel)
+        except LeaseError as exc:
+            self._go_alone(exc)
+            return self._share.refresh(demand=demand, busy=busy, parallel=parallel)
+
+    @contextmanager
+    def locked(self) -> Iterator[Pace]:
+        """The pace, to be read and changed; see ``Lease.locked``."""
+        with ExitStack() as stack:
+            try:
+                pace = stack.enter_context(self._share.locked())
+            except LeaseError as exc:
+                self._go_alone(exc)
+                pace = stack.enter_context(self._share.locked())
+            yield pace
+
+    def close(self) -> None:
+        """Leave."""
+        self._share.close()
+
+    def _go_alone(self, exc: LeaseError) -> None:
+        self._say(f"{exc}. From here on this run does not heed others with the same key")
+        self._share = Memory(ceiling=self._ceiling)
+
+
+def share_of(job: Job, key: str | None, *, say: Tell) -> Lasting:
+    """What the job's key shares with other runs on this machine; nothing for the simulator that is built in."""
+    share: Lease | Memory = Memory(ceiling=job.concurrency)
+    if job.gateway.lease and job.base_url is not None:
+        try:
+            share = Lease.join(lease_name(key, job.base_url), ceiling=job.concurrency)
+        except LeaseError as exc:
+            say(f"{exc}. This run does not heed others with the same key")
+    return Lasting(share, ceiling=job.concurrency, say=say)
+
+
+def slots_of(job: Job, share: Lasting, key: KeyInfo, *, note: Tell) -> Slots:
+    """The controller of parallel requests."""
+    slots = Slots(ceiling=job.concurrency, share=share, note=note)
+    if key.parallel is not None:
+        slots.announced(key.parallel)
+    return slots
+
+
+def rates_of(job: Job, share: Lasting, key: KeyInfo, *, note: Tell) -> Rates:
+    """The pace: what the job asks for, what the key is told to have, else what the preset assumes."""
+    gateway, assumed = job.gateway, job.preset.rpm
+    if gateway.rpm is not None or assumed is None:
+        rates = Rates(Allowance(rpm=gateway.rpm, tpm=gateway.tpm), share=share, note=note)
+    else:
+        rates = Rates(Allowance(rpm=assumed, tpm=gateway.tpm, assumed=True), share=share, note=note)
+    if key.rpm is not None or key.tpm is not None:
+        rates.announced(rpm=key.rpm, tpm=key.tpm)
+    return rates
