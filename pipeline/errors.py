@@ -13,7 +13,8 @@ PipelineError                       exit
  │    └── LockedError               75   another run has the folder
  └── InterruptedRunError            130  Ctrl-C
 
-RowError is apart: it is one row's own fault and becomes that row's outcome; it never ends a run.
+Two are apart, for they never end a run: RowError is one row's own fault and becomes that row's outcome; LeaseError says
+that a key cannot be shared with other runs, and the run goes on without.
 """
 
 from __future__ import annotations
@@ -88,3 +89,7 @@ class RowError(Exception):
         super().__init__(message)
         self.code = code
         self.message = message
+
+
+class LeaseError(Exception):
+    """A key's lease file cannot be had, or not any more: the run warns and goes on as if it were alone."""

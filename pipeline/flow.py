@@ -24,9 +24,9 @@ class Lasting:
         self._say = say
 
     @property
-    def taken(self) -> int:
-        """Requests that all runs of the key may have in flight now."""
-        return self._share.taken
+    def elsewhere(self) -> int:
+        """Requests that the other runs of the key have in flight at the most."""
+        return self._share.elsewhere
 
     def refresh(self, *, demand: int, busy: int, parallel: int) -> int:
         """How many requests this run may have in flight now; see ``Lease.refresh``."""

@@ -108,7 +108,7 @@ class Slots:
         """No parallel slot was free for a request that was sent at ``sent_at``."""
         now = asyncio.get_running_loop().time()
         if sent_at >= self._cut_at:  # else it was in flight already when the last cut was made: the same episode
-            self._peak, self._refused = max(self._share.taken, self.busy), 0
+            self._peak, self._refused = self.busy + self._share.elsewhere, 0
             self._try_s = FIRST_TRY_S if self._cut_at == float("-inf") else min(2.0 * self._try_s, MOST_TRY_S)
             self._cut_at = now
         self._refused += 1

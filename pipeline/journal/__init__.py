@@ -14,18 +14,19 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.boot import boot_id
 from pipeline.errors import RunFolderError
 from pipeline.journal import reader, store
 from pipeline.journal.index import Counts, Duplicate, Index
 from pipeline.journal.inflight import InFlight, InFlightTable
-from pipeline.journal.lock import Lock, boot_id
+from pipeline.journal.lock import Lock
 from pipeline.journal.reader import Projected, Projection, Totals
 from pipeline.journal.store import sentences
 from pipeline.journal.writer import Record, Writer
 
 __all__ = [
     "Counts", "Duplicate", "Index", "Journal", "Lock", "Projected", "Projection", "Record", "Recovered", "Totals",
-    "Writer", "boot_id", "reader", "sentences",
+    "Writer", "reader", "sentences",
 ]  # fmt: skip
 
 FILE_NAME = "journal.sqlite"

@@ -11,16 +11,11 @@ from typing import Any, Self
 
 import orjson
 
+from pipeline.boot import boot_id
 from pipeline.errors import LockedError, RunFolderError
 
 LOOKS = 10
 LOOK_S = 0.02
-
-
-def boot_id() -> str:
-    """Tells one start of the machine from the next; empty where the system does not say."""
-    source = Path("/proc/sys/kernel/random/boot_id")
-    return source.read_text(encoding="ascii").strip() if source.exists() else ""
 
 
 class Lock:
