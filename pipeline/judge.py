@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from pipeline import packs
 from pipeline.backlog import Backlog, Ticket
 from pipeline.books import SLOW, Books, Keeper, may_be_billed
+from pipeline.budget import Budget
+from pipeline.drift import Drift
 from pipeline.errors import BudgetError, GatewayError, PipelineError
 from pipeline.gateways import OpenAI
 from pipeline.outage import Outage
@@ -44,6 +46,17 @@ class Try:
     base64: bool = True
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Controls:
+    """What holds a run back, or ends it."""
+
+    slots: Slots
+    rates: Rates
+    poison: Poison
+    budget: Budget | None = None
+    drift: Drift | None = None
+
+
 class Judge:
     """``await settle(tried, reply)`` after every send. ``stop`` ends the run; ``reached``: this gateway has answered before."""
 
@@ -55,9 +68,7 @@ class Judge:
         books: Books,
         keeper: Keeper,
         backlog: Backlog,
-        slots: Slots,
-        rates: Rates,
-        poison: Poison,
+        controls: Controls,
         stop: Callable[[PipelineError], None],
         reached: bool,
     ) -> None:
@@ -66,9 +77,7 @@ class Judge:
         self._books = books
         self._keeper = keeper
         self._backlog = backlog
-        self._slots = slots
-        self._rates = rates
-        self._poison = poison
+        self._slots, self._rates, self._poison = controls.slots, controls.rates, controls.poison
         self._stop = stop
         self.reached = reached
         self.trouble: str | None = None

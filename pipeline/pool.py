@@ -15,17 +15,12 @@ from pipeline import packs
 from pipeline.accounting import Accounting
 from pipeline.backlog import Backlog, Item, Ticket
 from pipeline.books import Books, Keeper
-from pipeline.budget import Budget
-from pipeline.drift import Drift
 from pipeline.errors import BudgetError, GatewayError, IncompleteError, PipelineError
 from pipeline.gateways import OpenAI
-from pipeline.judge import Judge, Rulings, Try, refused
+from pipeline.judge import Controls, Judge, Rulings, Try, refused
 from pipeline.outage import GatewayProber, Outage, Sender, Spell
-from pipeline.poison import Poison
 from pipeline.progress import Activity
-from pipeline.rates import Rates
 from pipeline.records import CHAT, Completion, Outcome, Reply, Request, Verdict
-from pipeline.slots import Slots
 from pipeline.tokens import Estimate
 
 UNREACHED_S = 60.0
@@ -51,17 +46,6 @@ class Terms:
     max_outage_s: float | None = None
     pack: int = 1
     pack_tokens: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Controls:
-    """What holds a run back, or ends it."""
-
-    slots: Slots
-    rates: Rates
-    poison: Poison
-    budget: Budget | None = None
-    drift: Drift | None = None
 
 
 class Pool:
@@ -106,9 +90,7 @@ class Pool:
             books=self._books,
             keeper=keeper,
             backlog=self._backlog,
-            slots=controls.slots,
-            rates=controls.rates,
-            poison=controls.poison,
+            controls=controls,
             stop=self.stop,
             reached=terms.reached,
         )

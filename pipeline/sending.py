@@ -14,10 +14,10 @@ from pipeline.flow import Lasting, rates_of, share_of, slots_of
 from pipeline.guards import budget_of, drift_of
 from pipeline.job import Job
 from pipeline.journal import Counts, Index, Writer, reader
-from pipeline.judge import Rulings
+from pipeline.judge import Controls, Rulings
 from pipeline.outage import Spell
 from pipeline.poison import Poison
-from pipeline.pool import Controls, Pool, Terms
+from pipeline.pool import Pool, Terms
 from pipeline.preflight import Preflight, accounting_of, connection_to, preflight_of
 from pipeline.progress import StatusFile, Tally
 from pipeline.records import KeyInfo

@@ -12,11 +12,11 @@ from virtual import run_virtually
 from pipeline.accounting import Accounting, PriceOf
 from pipeline.books import Keeper
 from pipeline.gateways import OpenAI
-from pipeline.judge import Rulings
+from pipeline.judge import Controls, Rulings
 from pipeline.lease import Memory
 from pipeline.outage import Sender
 from pipeline.poison import Poison
-from pipeline.pool import Controls, Pool, Terms
+from pipeline.pool import Pool, Terms
 from pipeline.rates import Allowance, Rates
 from pipeline.records import Attempt, Failure, Outcome, Reply, Request
 from pipeline.retry import Backoff
