@@ -159,7 +159,10 @@ class Judge:
             self._rates.pause(verdict.retry_after_s)
             self._backlog.put_back(ticket, backoff.delay(1, verdict.retry_after_s))
         else:
-            self._slots.troubled()
+            if verdict.scope == "model":  # everybody's limit: it says nothing about this key's
+                self._slots.troubled()
+            else:
+                self._slots.refused(sent_at=tried.sent_at)
             self._backlog.put_back(ticket, backoff.delay(ticket.waits, verdict.retry_after_s))
 
     # blame

@@ -60,6 +60,21 @@ BASE_RULES = (
     ),
     BUDGET,
     Rule(statuses=frozenset({402}), means=BUDGET.means),
+    Rule(  # before the rates: OpenAI's type for it is "requests", too
+        statuses=frozenset({429}),
+        contains=("parallel request", "concurren", "Concurren"),
+        means=Verdict(kind=Kind.THROTTLED, code="rate_limited", soon=True, scope="parallel"),
+    ),
+    Rule(
+        statuses=frozenset({429}),
+        names=frozenset({"requests"}),
+        means=Verdict(kind=Kind.THROTTLED, code="rate_limited", scope="requests"),
+    ),
+    Rule(
+        statuses=frozenset({429}),
+        names=frozenset({"tokens"}),
+        means=Verdict(kind=Kind.THROTTLED, code="rate_limited", scope="tokens"),
+    ),
     Rule(statuses=frozenset({429}), means=Verdict(kind=Kind.THROTTLED, code="rate_limited")),
     Rule(statuses=frozenset({401}), own_code=True, means=Verdict(kind=Kind.FATAL, recheck_s=RECHECK_KEY_S)),
     Rule(statuses=frozenset({403}), own_code=True, means=Verdict(kind=Kind.FATAL)),
