@@ -94,17 +94,15 @@ class Rates:
 
     def refused(self, *, sent_at: float) -> None:
         """A request that was sent at ``sent_at`` met the rate limit, and the gateway does not say how long to wait."""
-        if sent_at < self._resumed_at:
-            return  # it belongs to the pause before
         now = asyncio.get_running_loop().time()
         with self._share.locked() as pace:
             self._tell(pace)
             pace.refused += 1
-            if pace.paused_until > now and pace.paused_until == self._resumed_at:
-                self._lower(pace)
-            else:
+            if sent_at >= self._resumed_at:
                 self._pause(pace, now)
-            self.paused_until = self._resumed_at = pace.paused_until
+                self.paused_until = self._resumed_at = pace.paused_until
+            elif self._learning:  # it was on its way when the pause began
+                pace.rpm = float(max(1, pace.started - pace.refused))
             rpm = pace.rpm
         self._go_by(rpm or self._assumed)
 
@@ -146,17 +144,12 @@ class Rates:
         if self._learning:
             pace.paused_until = pace.window_start + WINDOW_S + MARGIN_S
             pace.rpm = float(let_in)
-            words = f"{let_in} requests a minute are let in, by what this window has seen"
+            words = f"about {let_in} requests a minute are let in, as this window shows"
         else:
             pace.paused_until = now + self._poll_s
             self._poll_s = min(1.5 * self._poll_s, MOST_POLL_S)
             words = self._slow_down(pace)
         self._note(f"rates: refused; pause of {pace.paused_until - now:.1f} s for all; {words}")
-
-    def _lower(self, pace: Pace) -> None:
-        """One more of the requests that were on their way when the pause began."""
-        if self._learning:
-            pace.rpm = float(max(1, pace.started - pace.refused))
 
     def _slow_down(self, pace: Pace) -> str:
         """Refused at the pace itself: back to the one before more was tried, or a little slower."""

@@ -13,7 +13,7 @@ from pipeline.accounting import Accounting, PriceOf
 from pipeline.books import Keeper
 from pipeline.gateways import OpenAI
 from pipeline.judge import Controls, Rulings
-from pipeline.lease import Memory
+from pipeline.lease import Memory, Share
 from pipeline.outage import Sender
 from pipeline.poison import Poison
 from pipeline.pool import Pool, Terms
@@ -148,12 +148,13 @@ def pool_of(
     allowance: Allowance | None = None,
     poison: Poison | None = None,
     rising: bool = False,
+    share: Share | None = None,
     note: Callable[[str], None] = lambda text: None,
     **terms: Any,
 ) -> Pool:
     """A pool on the running loop's clock that shares with nobody; it begins with all its slots unless it is ``rising``."""
     clock = asyncio.get_running_loop().time
-    share = Memory(ceiling=slots, clock=clock)
+    share = share or Memory(ceiling=slots, clock=clock)
     rulings = Rulings(max_attempts=attempts, backoff=Backoff(random=random.Random(1)), budget_wait_s=budget_wait_s)
     return Pool(
         Terms(slots=slots, run_name="p1", rulings=rulings, **terms),
@@ -179,10 +180,11 @@ def work(
     takes_s: float = 1.0,
     back_at: float = 0.0,
     away: Reply | None = None,
+    sender: Script | None = None,
     **settings: Any,
 ) -> tuple[Kept, Script, Pool, float]:
     """Have a pool work off some rows; what was kept, what the gateway saw, and the virtual seconds it took."""
-    kept, script = Kept(), Script(answer, takes_s=takes_s, back_at=back_at, away=away)
+    kept, script = Kept(), sender or Script(answer, takes_s=takes_s, back_at=back_at, away=away)
 
     async def main() -> tuple[Pool, float]:
         loop = asyncio.get_running_loop()

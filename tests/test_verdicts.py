@@ -406,10 +406,16 @@ def test_lumen(case: tuple[Reply, Verdict]) -> None:
 
 
 OPENAI = {
-    "429": (
+    "429 requests": (
         error(429, "slow down", {"retry-after": "7"}, type="requests", code="rate_limit_exceeded"),
-        verdict(THROTTLED, "rate_limited", retry_after_s=7.0),
+        verdict(THROTTLED, "rate_limited", scope="requests", retry_after_s=7.0),
     ),
+    "429 tokens": (error(429, "slow down", type="tokens"), verdict(THROTTLED, "rate_limited", scope="tokens")),
+    "429 parallel": (
+        error(429, "Too many concurrent requests", type="requests"),
+        verdict(THROTTLED, "rate_limited", soon=True, scope="parallel"),
+    ),
+    "429 bare": (answer(429, b""), verdict(THROTTLED, "rate_limited")),
     "429 no money": (error(429, "no", code="insufficient_quota"), verdict(FATAL, "budget_exceeded")),
     "402": (error(402, "pay"), verdict(FATAL, "budget_exceeded")),
     "401": (error(401, "no", code="invalid_api_key"), verdict(FATAL, "invalid_api_key", recheck_s=60.0)),
