@@ -23,6 +23,7 @@ from pipeline.errors import JobError
 from pipeline.gateways import dialect_of
 from pipeline.gateways.litellm import LITELLM_RULES
 from pipeline.gateways.lumen import LUMEN_RULES
+from pipeline.job import Gateway
 from pipeline.presets import PRESETS
 from pipeline.records import Failure, Kind, Reply
 from pipeline.sink import TYPES
@@ -167,6 +168,14 @@ def test_the_job_keys_on_a_page_exist(page: str) -> None:
         assert hasattr(getattr(job, table), name), words
 
 
+@pytest.mark.parametrize("document", ["README", *PAGES])
+def test_the_times_on_a_page_are_those_of_a_job(document: str) -> None:
+    named = re.findall(r"(\d+) s\s+\(`gateway\.(\w+)`\)", FOR_USERS[document])
+    assert named
+    for seconds, name in named:
+        assert getattr(Gateway(), name) == float(seconds), name
+
+
 @EVERY_PAGE
 def test_the_job_lines_on_a_page_load(page: str, tmp_path: Path) -> None:
     for number, lines in enumerate(re.findall(r"```toml\n(.*?)```", PAGES[page], re.DOTALL)):
@@ -221,7 +230,7 @@ def _reply(status: int, body: bytes, failure: Failure | None = None) -> Reply:
 
 # Their jobs, against the simulator in their dialect
 
-ROWS = 20  # the simulator's Lumen, too, lets 30 requests a minute through
+ROWS = 20  # as many as the simulator's Lumen lets in at once, if one does not pace them
 
 
 @pytest.mark.parametrize(
@@ -244,7 +253,18 @@ def test_the_job_of_a_gateway_runs_as_it_stands(
     with pytest.raises(JobError, match=f"export {variable}="):
         job.api_key({})
     for command in ("plan", "run"):
-        words = (command, path, "--base-url", server.url, "-i", _some_rows(job, tmp_path), "-o", output)
+        words = (
+            command,
+            path,
+            "--base-url",
+            server.url,
+            "--rpm",
+            "6000",
+            "-i",
+            _some_rows(job, tmp_path),
+            "-o",
+            output,
+        )
         ended = pipeline(*words, env={variable: "sk-1"})
         assert ended.code == 0, ended.err
     done = parquet.read_table(output).to_pylist() if output.suffix == ".parquet" else read_jsonl(output)
