@@ -20,6 +20,7 @@ def error(message: str, kind: str, code: str) -> dict[str, Any]:
 
 BAD_KEY = (401, error("Authentication Error, Invalid proxy server token passed.", "token_not_found_in_db", "401"))
 EXPIRED = (401, error("Authentication Error - Expired Key. Key Expiry time x", "expired_key", "401"))
+NO_DATABASE = (400, error("No connected db.", "no_db_connection", "400"))
 POOR = (422, error("ExceededBudget: User=poor over budget. Spend=1.5, Budget=0.5", "budget_exceeded", "422"))
 KEY_POOR = (200, {"key": "x", "info": key_facts(spend=20.5)})
 
@@ -45,6 +46,7 @@ def _keys(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({"models": BAD_KEY}, "lbl/cborg-chat", 4, "refuses this key"),
         ({"models": EXPIRED}, "lbl/cborg-chat", 4, "Expired Key"),
+        ({"models": NO_DATABASE}, "lbl/cborg-chat", 4, "takes no key but its master key"),
         ({"models": POOR}, "lbl/cborg-chat", 5, "ExceededBudget: User=poor over budget"),
         ({"key": KEY_POOR}, "lab/priced", 5, "$20.5000 of the key's $20.0000 are spent; it is renewed at 2026-12-01"),
         ({"key": KEY_POOR}, "lbl/cborg-chat", 5, "Free models are refused then, too"),

@@ -85,6 +85,7 @@ def test_the_list_of_models_has_prices_and_what_is_down_but_not_what_one_may_not
         assert [(row["id"], row["status"], row["instances"]["healthy"]) for row in rows] == [
             ("dummy", "ok", 1),
             ("fx", "ok", 1),
+            ("gpt-4o", "ok", 1),
             ("down", "down", 0),
         ]
         assert rows[0].items() >= {

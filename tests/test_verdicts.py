@@ -156,6 +156,10 @@ LITELLM = {
         error(401, "Authentication Error, Error in external connector", type="auth_error"),
         verdict(FATAL, "invalid_api_key", recheck_s=60.0),
     ),
+    "400 a proxy without a database, not its master key": (
+        error(400, "No connected db.", type="no_db_connection", param=None, code="400"),
+        verdict(FATAL, "invalid_api_key", recheck_s=60.0),
+    ),
     "401 the proxy's own credentials": (
         error(
             401,
@@ -535,6 +539,7 @@ def test_a_row_that_names_its_own_model_is_to_blame_for_it(family: str, reply: R
         ("lumen", LUMEN["429 coins"][0], "HTTP 429: Coin budget exhausted. Coins come back"),
         ("lumen", LUMEN["405 wrong method"][0], "(405 Method Not Allowed) where JSON belongs. Is the base URL right?"),
         ("litellm", LITELLM["404 wrong route"][0], "HTTP 404: Not Found. Is the base URL right?"),
+        ("litellm", LITELLM["400 a proxy without a database, not its master key"][0], "No connected db. This proxy has no database, and takes no key"),
         ("litellm", LITELLM["401 the proxy's own credentials"][0], "tell its operators"),
         ("litellm", LITELLM["422 user budget"][0], "HTTP 422: ExceededBudget: User=poor over budget. Spend=1.5, Budget=0.5"),
         ("openai", page(502, ""), "HTTP 502: a web page (<!DOCTYPE html>"),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.errors import UsageError
+from pipeline.presets import PRESETS
 
 if TYPE_CHECKING:
     from pipeline.job import Job
@@ -30,7 +31,7 @@ _JOB_OPTIONS: tuple[tuple[tuple[str, ...], str, str, Any, str], ...] = (
     (("-m", "--model"), "model", "PIPELINE_MODEL", str, "Model to ask."),
     (("-p", "--prompt"), "request.prompt", "PIPELINE_PROMPT", str, "Prompt template (Jinja2) over the row's columns."),
     (("--system",), "request.system", "PIPELINE_SYSTEM", str, "System message, a template too."),
-    (("-g", "--gateway"), "gateway", "PIPELINE_GATEWAY", str, "Preset of a gateway: openai, simulator."),
+    (("-g", "--gateway"), "gateway", "PIPELINE_GATEWAY", str, f"Preset of a gateway: {', '.join(PRESETS)}."),
     (("--base-url",), "gateway.base_url", "PIPELINE_BASE_URL", str, "Where the server is, e.g. https://host/v1."),
     (("--api-key-env",), "gateway.api_key_env", "PIPELINE_API_KEY_ENV", str, "Environment variable that holds the key."),
     (("-c", "--concurrency"), "gateway.concurrency", "PIPELINE_CONCURRENCY", n_or_auto, "Requests at once at the most, or auto."),

@@ -91,6 +91,13 @@ MODELS: Mapping[str, tuple[Model, ...]] = MappingProxyType(
                 max_output_tokens=2048,
             ),
             Model(name="fx", upstream="up-fx", input_cost_per_token=0.0, output_cost_per_token=0.0),
+            Model(  # the one that Lumen's own guide asks
+                name="gpt-4o",
+                input_cost_per_token=2.5e-6,
+                output_cost_per_token=10e-6,
+                max_input_tokens=128_000,
+                max_output_tokens=16_384,
+            ),
             Model(name="consent", blocked=True),
             Model(name="down", status="down"),
         ),
