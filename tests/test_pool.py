@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncGenerator, Mapping
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -13,9 +14,11 @@ from hypothesis import strategies as st
 from pools import GOOD, Kept, Script, error, feed, lost, pool_of, reply, work
 from virtual import run_virtually
 
-from pipeline.errors import BudgetError, GatewayError
+from pipeline.errors import BudgetError, GatewayError, IncompleteError, LookError
 from pipeline.gateways import LiteLLM, Lumen
+from pipeline.poison import Poison
 from pipeline.pool import Pool
+from pipeline.progress import Tally
 from pipeline.records import Outcome, Reply, Request
 from pipeline.retry import Backoff
 
@@ -299,3 +302,136 @@ def test_a_row_that_never_became_a_request_is_kept_without_a_send() -> None:
     run_virtually(main())
     assert memory.outcomes == [broken]
     assert script.sends == []
+
+
+def test_an_outage_longer_than_allowed_ends_the_run() -> None:
+    _, _, pool, took = work(lambda row, nth: REFUSED, rows=50, away=REFUSED, back_at=1e9, max_outage_s=600.0)
+    assert isinstance(pool.stopped, IncompleteError)
+    assert took == pytest.approx(602, abs=2)
+
+
+def test_waiting_for_a_gateway_that_was_never_reached_has_no_end_when_asked_to() -> None:
+    memory, _, pool, took = work(
+        lambda row, nth: REFUSED if asyncio.get_running_loop().time() < 7200 else reply(),
+        rows=5, reached=False, away=REFUSED, back_at=7200.0, wait=True,
+    )  # fmt: skip
+    assert (len(memory.outcomes), pool.stopped) == (5, None)
+    assert 7200 < took < 7210
+
+
+NO_COINS = error(429, "Coin budget exhausted", type="invalid_request_error")
+
+
+def test_an_empty_budget_is_waited_out_when_asked_to() -> None:
+    memory, script, pool, took = work(
+        lambda row, nth: NO_COINS if asyncio.get_running_loop().time() < 3000 else reply(),
+        rows=20, slots=4, away=NO_COINS, back_at=3000.0, dialect=Lumen(), budget_wait_s=3 * 3600.0,
+    )  # fmt: skip
+    assert {outcome.status for outcome in memory.outcomes} == {"succeeded"}
+    assert memory.attempts == []
+    assert took < 3000 + 70
+    assert len(script.witnesses) == pytest.approx(50, abs=1), "once a minute"
+    assert [spell.code for spell in pool.outages] == ["budget_exceeded"]
+
+
+def test_an_empty_budget_is_given_up_in_the_end() -> None:
+    memory, _, pool, took = work(
+        lambda row, nth: NO_COINS,
+        away=NO_COINS,
+        back_at=1e9,
+        dialect=Lumen(),
+        budget_wait_s=3 * 3600.0,
+        max_outage_s=60.0,
+    )
+    assert memory.outcomes == []
+    assert isinstance(pool.stopped, BudgetError)
+    assert 3 * 3600 <= took <= 3 * 3600 + 61
+
+
+def test_a_machine_that_slept_drops_its_connections_at_no_rows_charge() -> None:
+    """The wall clock has jumped against the loop's; what was in flight breaks, and nobody is at fault."""
+    asleep = [0.0]
+
+    class Sleeper(Script):
+        """Breaks what is in flight when connections are dropped."""
+
+        async def send(self, endpoint: str, body: bytes, headers: Mapping[str, str], *, stream: bool) -> Reply:
+            began = asyncio.get_running_loop().time()
+            sending = asyncio.ensure_future(super().send(endpoint, body, headers, stream=stream))
+            while not sending.done():
+                await asyncio.wait([sending], timeout=0.1)
+                if self.drops and began < self.drops[0] and not sending.done():
+                    return lost("disconnected")
+            return sending.result()
+
+    sleeper = Sleeper(lambda row, nth: reply(), takes_s=5.0)
+
+    def sleep(pool: Pool) -> None:
+        asleep[0] = 8 * 3600.0
+
+    clock = 1_000_000.0
+    memory, _, pool, _ = work(
+        lambda *_: reply(), rows=8, slots=4, attempts=1, sender=sleeper, during=sleep,
+        wall_clock=lambda: clock + asleep[0] + asyncio.get_running_loop().time(),
+    )  # fmt: skip
+    assert sleeper.drops == [pytest.approx(0.5, abs=0.3)]
+    assert {outcome.status for outcome in memory.outcomes} == {"succeeded"}
+    assert sum(attempt.lost for attempt in memory.attempts) == 4, "they may be billed"
+    assert pool.outages == []
+
+
+def rejected_outcomes(count: int, codes: str = "a") -> list[Outcome]:
+    return [
+        Outcome(custom_id=f"r{n}", index=n, fingerprint=b"", status="failed", error_code=codes[n % len(codes)])
+        for n in range(count)
+    ]
+
+
+@pytest.mark.parametrize(("rows", "stops_at"), [(5, 5), (100, 5), (200, 10), (400, 20), (1_000_000, 20), (4, None)])
+def test_first_rows_that_all_fail_alike_stop_the_run(rows: int, stops_at: int | None) -> None:
+    poison = Poison(rows=rows)
+    said = [poison.check([outcome]) for outcome in rejected_outcomes(min(rows, 30))]
+    assert next((n for n, why in enumerate(said, 1) if why is not None), None) == stops_at
+
+
+def test_first_rows_that_fail_otherwise_or_not_all_do_not_stop_it() -> None:
+    assert Poison(rows=1000).check(rejected_outcomes(30, codes="ab")) is None
+    succeeded = Outcome(custom_id="s", index=1, fingerprint=b"", status="succeeded")
+    assert Poison(rows=1000).check([*rejected_outcomes(19), succeeded, *rejected_outcomes(30)]) is None
+    assert Poison(rows=1000, watches_first=False).check(rejected_outcomes(1000)) is None
+    unsent = [replace(outcome, sent=False) for outcome in rejected_outcomes(30)]
+    assert Poison(rows=1000, most=5).check(unsent) is None, "rows that never became a request cost nothing"
+
+
+def test_more_failures_than_allowed_stop_the_run() -> None:
+    poison = Poison(rows=1000, most=7, watches_first=False)
+    assert poison.check(rejected_outcomes(7, codes="abc")) is None
+    assert isinstance(poison.check(rejected_outcomes(1)), LookError)
+
+
+def test_a_broken_job_is_stopped_while_it_is_cheap() -> None:
+    bad = error(400, "no such parameter", code="bad_parameter")
+    memory, script, pool, _ = work(lambda row, nth: bad, rows=1000, slots=4, poison=Poison(rows=1000), rising=True)
+    assert isinstance(pool.stopped, LookError)
+    assert "bad_parameter" in str(pool.stopped)
+    assert 20 <= len(script.sends) <= 23
+    assert len(memory.outcomes) == len(script.sends)
+
+
+def test_a_fatal_canary_has_cost_one_request() -> None:
+    _, script, pool, _ = work(lambda row, nth: error(401, "bad key"), rows=100, slots=16, reached=False, rising=True)
+    assert len(script.sends) == 1
+    assert isinstance(pool.stopped, GatewayError)
+
+
+def test_the_snapshot_tells_what_it_waits_for() -> None:
+    seen: list[str] = []
+
+    def look(pool: Pool) -> None:
+        seen.append(Tally(total=3, completed=0, failed=0).snapshot(pool.activity).doing)
+        asyncio.get_running_loop().call_later(
+            400, lambda: seen.append(Tally(total=3, completed=0, failed=0).snapshot(pool.activity).doing)
+        )
+
+    work(lambda row, nth: reply(), rows=3, takes_s=412.0, during=look)
+    assert seen == ["3 rows left, the oldest takes 0 s already", "3 rows left, the oldest takes 400 s already"]
