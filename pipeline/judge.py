@@ -11,9 +11,10 @@ from pipeline.backlog import Backlog, Ticket
 from pipeline.books import SLOW, Books, Keeper, may_be_billed
 from pipeline.budget import Budget
 from pipeline.drift import Drift
-from pipeline.errors import BudgetError, GatewayError, PipelineError
+from pipeline.errors import PipelineError
 from pipeline.gateways import OpenAI
 from pipeline.outage import Outage
+from pipeline.patience import refused
 from pipeline.poison import Poison
 from pipeline.rates import Rates
 from pipeline.records import Attempt, Kind, Outcome, Reply, Verdict
@@ -238,10 +239,3 @@ class Judge:
     def _clear(self, tried: Try) -> None:
         for entry in tried.entries:
             self._keeper.clear(entry)
-
-
-def refused(verdict: Verdict) -> PipelineError:
-    """A FATAL verdict as the error that ends the run."""
-    if verdict.code == "budget_exceeded":
-        return BudgetError(f"the gateway's budget is used up: {verdict.message}")
-    return GatewayError(f"the gateway refuses this job ({verdict.code}): {verdict.message}")

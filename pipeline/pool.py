@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipeline import packs
 from pipeline.accounting import Accounting
 from pipeline.backlog import Backlog, Item, Ticket
 from pipeline.books import Books, Keeper
-from pipeline.errors import BudgetError, GatewayError, IncompleteError, PipelineError
+from pipeline.errors import BudgetError, PipelineError
 from pipeline.gateways import OpenAI
-from pipeline.judge import Controls, Judge, Rulings, Try, refused
+from pipeline.judge import Controls, Judge, Rulings, Try
 from pipeline.outage import GatewayProber, Outage, Sender, Spell
+from pipeline.patience import Patience
 from pipeline.progress import Activity
 from pipeline.records import CHAT, Completion, Outcome, Reply, Request, Verdict
 from pipeline.tokens import Estimate
 
-UNREACHED_S = 60.0
 LEAST_WAITING = 16
 DIVIDE_EVERY_S = 0.25
 ASLEEP_S = 30.0  # the wall clock runs on while a machine sleeps, the loop's does not
@@ -31,10 +31,7 @@ ASLEEP_S = 30.0  # the wall clock runs on while a machine sleeps, the loop's doe
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """What the pool works by. ``wait``: an unreachable gateway is waited for, however new it is to this journal.
-
-    ``max_outage_s``: a longer outage ends the run.
-    """
+    """What the pool works by. ``reached``: this journal has answers from this gateway."""
 
     slots: int
     run_name: str
@@ -42,8 +39,7 @@ class Terms:
     fail_on_length: bool = False
     stream: bool = False
     reached: bool = False
-    wait: bool = False
-    max_outage_s: float | None = None
+    patience: Patience = field(default_factory=Patience)
     pack: int = 1
     pack_tokens: int = 0
 
@@ -237,13 +233,8 @@ class Pool:
     # what others tell
 
     def _outage_lasts(self, said: Verdict, seconds: float) -> None:
-        most_s = self._terms.max_outage_s
-        if said.recheck_s and seconds >= said.recheck_s:
-            self.stop(refused(said))
-        elif most_s is not None and seconds >= most_s and said.code != "budget_exceeded":
-            self.stop(_away_too_long(said, seconds))
-        elif not self._judge.reached and not self._terms.wait and seconds >= UNREACHED_S and not said.recheck_s:
-            self.stop(_unreached(said))
+        if (why := self._terms.patience.ends(said, seconds, reached=self._judge.reached)) is not None:
+            self.stop(why)
 
     async def _book_witness(self, request: Request, call_id: str, reply: Reply) -> None:
         if reply.status == 200:
@@ -255,17 +246,3 @@ class Pool:
             return
         if (why := self._drift.check(request.model, completion.model, request.custom_id)) is not None:
             self.stop(why)
-
-
-def _unreached(verdict: Verdict) -> PipelineError:
-    return GatewayError(
-        f"the gateway was not reached for {UNREACHED_S:.0f} s, and never before in this journal "
-        f"({verdict.code}): {verdict.message}. Check the base URL, the network and the VPN; --wait waits for it however long"
-    )
-
-
-def _away_too_long(verdict: Verdict, seconds: float) -> PipelineError:
-    return IncompleteError(
-        f"the gateway has been away for {seconds:.0f} s, longer than limits.max_outage allows ({verdict.code}): "
-        f"{verdict.message}"
-    )

@@ -40,11 +40,13 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preflight:
-    """What was found out. ``models`` are those this key may ask, by name, where the gateway lists them."""
+    """What was found out. ``models`` are those this key may ask, by name, where the gateway lists them; ``away``: nothing
+    is known, for the gateway does not answer now."""
 
     findings: tuple[Finding, ...] = ()
     models: dict[str, ModelInfo] = field(default_factory=dict)
     key: KeyInfo | None = None
+    away: Verdict | None = None
 
     @property
     def error(self) -> PipelineError | None:
@@ -85,7 +87,7 @@ async def preflight(
     async with Client(root) as client:
         await asking.ask(client)
     asking.judge(model, endpoint)
-    return Preflight(findings=tuple(asking.findings), models=asking.models, key=asking.key)
+    return Preflight(findings=tuple(asking.findings), models=asking.models, key=asking.key, away=asking.away)
 
 
 async def preflight_of(space: Workspace, connection: Connection, *, reached: bool = False) -> Preflight:
@@ -135,6 +137,7 @@ class _Asking:
         self.findings: list[Finding] = []
         self.models: dict[str, ModelInfo] = {}
         self.key: KeyInfo | None = None
+        self.away: Verdict | None = None
 
     async def ask(self, client: Client) -> None:
         """The list of what this key may use is the door: who is refused there is refused. The rest is welcome, not needed."""
@@ -169,6 +172,7 @@ class _Asking:
         if verdict.kind is Kind.FATAL:
             self._refuse(verdict)
         elif verdict.kind is not Kind.REJECTED:
+            self.away = verdict
             self._say(
                 "warn", f"the gateway cannot be asked now ({verdict.code}): {verdict.message}. A run waits for it"
             )

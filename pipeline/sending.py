@@ -16,6 +16,7 @@ from pipeline.job import Job
 from pipeline.journal import Counts, Index, Writer, reader
 from pipeline.judge import Controls, Rulings
 from pipeline.outage import Spell
+from pipeline.patience import Patience
 from pipeline.poison import Poison
 from pipeline.pool import Pool, Terms
 from pipeline.preflight import Preflight, accounting_of, connection_to, preflight_of
@@ -156,11 +157,14 @@ class Sending:
             fail_on_length=job.request.on_length == "fail",
             stream=job.gateway.stream,
             reached=self._counts.bought > 0,
-            wait=self._wishes.wait,
-            max_outage_s=job.limits.max_outage,
+            patience=self._patience,
             pack=job.pack,
             pack_tokens=job.request.pack_tokens,
         )
+
+    @property
+    def _patience(self) -> Patience:
+        return Patience(wait=self._wishes.wait, max_outage_s=self._job.limits.max_outage)
 
     def _poison(self) -> Poison:
         counts = self._counts

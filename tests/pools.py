@@ -15,6 +15,7 @@ from pipeline.gateways import OpenAI
 from pipeline.judge import Controls, Rulings
 from pipeline.lease import Memory, Share
 from pipeline.outage import Sender
+from pipeline.patience import Patience
 from pipeline.poison import Poison
 from pipeline.pool import Pool, Terms
 from pipeline.rates import Allowance, Rates
@@ -148,6 +149,8 @@ def pool_of(
     allowance: Allowance | None = None,
     poison: Poison | None = None,
     rising: bool = False,
+    wait: bool = False,
+    max_outage_s: float | None = None,
     share: Share | None = None,
     note: Callable[[str], None] = lambda text: None,
     **terms: Any,
@@ -157,7 +160,13 @@ def pool_of(
     share = share or Memory(ceiling=slots, clock=clock)
     rulings = Rulings(max_attempts=attempts, backoff=Backoff(random=random.Random(1)), budget_wait_s=budget_wait_s)
     return Pool(
-        Terms(slots=slots, run_name="p1", rulings=rulings, **terms),
+        Terms(
+            slots=slots,
+            run_name="p1",
+            rulings=rulings,
+            patience=Patience(wait=wait, max_outage_s=max_outage_s),
+            **terms,
+        ),
         sender=sender,
         dialect=dialect or OpenAI(),
         accounting=Accounting(prices or {}),
