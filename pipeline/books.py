@@ -10,7 +10,7 @@ from pipeline.accounting import Accounting
 from pipeline.backlog import Ticket
 from pipeline.gateways import OpenAI
 from pipeline.gateways.openai import usage_of
-from pipeline.records import Attempt, Completion, Cost, Kind, Outcome, Reply, Request, Verdict
+from pipeline.records import Attempt, Completion, Cost, Kind, Outcome, Reply, Request, Usage, Verdict
 
 SLOW = frozenset({"timeout", "http_524", "http_504"})
 
@@ -52,9 +52,8 @@ class Books:
             self._answered(request, completion)
             if self._fail_on_length and completion.finish_reason == "length":
                 verdict = Verdict(kind=Kind.REJECTED, code="length", message="the answer was cut off by max_tokens")
-        succeeded = verdict.kind is Kind.OK
-        unseen = may_be_billed(reply, verdict) or (completion is not None and cost.amount is None)
-        ticket.spent = None if unseen or (reply.status == 200 and cost.amount is None) else cost.amount or 0.0
+        succeeded, lost = verdict.kind is Kind.OK, may_be_billed(reply, verdict, cost.amount)
+        ticket.spent = None if lost or (reply.status == 200 and cost.amount is None) else cost.amount or 0.0
         return Outcome(
             custom_id=request.custom_id,
             index=request.index,
@@ -68,18 +67,19 @@ class Books:
             latency_s=reply.elapsed_s,
             request_id=self._dialect.request_id(reply),
             completed_at=self._now(),
-            lost=may_be_billed(reply, verdict),
+            lost=lost,
         )
 
     def attempt(self, ticket: Ticket, reply: Reply, verdict: Verdict, call_id: str) -> Attempt:
         """A try that did not end its row."""
+        cost = self._told_cost(reply, ticket.request.model).amount
         return Attempt(
             custom_id=ticket.request.custom_id,
             fingerprint=ticket.request.fingerprint,
             call_id=call_id,
             code=verdict.code,
-            lost=may_be_billed(reply, verdict),
-            cost=self._told_cost(reply, ticket.request.model).amount,
+            lost=may_be_billed(reply, verdict, cost),
+            cost=cost,
             at=self._now(),
         )
 
@@ -93,10 +93,10 @@ class Books:
 
     def _told_cost(self, reply: Reply, model: str) -> Cost:
         """What a try cost that gave no answer: as the gateway says, or by the tokens it counted for nothing."""
-        if reply.status != 200 or not isinstance(reply.json, dict):
+        if reply.status != 200:
             return Cost()
         told = self._dialect.told_cost(reply)
-        return told or self._accounting.cost(usage_of(reply.json.get("usage")), model=model, served_model=None)
+        return told or self._accounting.cost(_usage_in(reply), model=model, served_model=None)
 
     def _cost_of(self, request: Request, completion: Completion, reply: Reply) -> Cost:
         return self._dialect.told_cost(reply) or self._accounting.cost(
@@ -104,9 +104,17 @@ class Books:
         )
 
 
-def may_be_billed(reply: Reply, verdict: Verdict) -> bool:
-    """Sent, and its answer was not seen; 504 and 524 are a front proxy's, who did not wait for the gateway's."""
-    return (reply.failure is not None and reply.failure.sent) or verdict.code in SLOW
+def may_be_billed(reply: Reply, verdict: Verdict, cost: float | None) -> bool:
+    """Sent, and its answer was not seen. 504 and 524 are a front proxy's, who did not wait for the gateway's; and what a
+    200 holds that cannot be read nobody knows, unless tokens or cost stand beside it."""
+    if reply.failure is not None:
+        return reply.failure.sent
+    unread = reply.status == 200 and verdict.kind is Kind.TRANSIENT and _usage_in(reply).prompt_tokens is None
+    return verdict.code in SLOW or (unread and cost is None)
+
+
+def _usage_in(reply: Reply) -> Usage:
+    return usage_of(reply.json.get("usage") if isinstance(reply.json, dict) else None)
 
 
 def _with_tries(message: str, tries: int) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from pipeline import packs
 from pipeline.backlog import Backlog, Ticket
-from pipeline.books import SLOW, Books, Keeper, may_be_billed
+from pipeline.books import SLOW, Books, Keeper
 from pipeline.budget import Budget
 from pipeline.drift import Drift
 from pipeline.errors import PipelineError
@@ -187,10 +187,11 @@ class Judge:
             await self._charge(tried, reply, verdict)
 
     async def _try_again(self, tried: Try, reply: Reply, verdict: Verdict) -> None:
-        """At nobody's charge; an answer that may be billed unseen is booked all the same."""
+        """At nobody's charge; what was billed, or may be unseen, is booked all the same."""
         ticket = tried.ticket
-        if may_be_billed(reply, verdict):
-            await self._keep(tried, self._books.attempt(ticket, reply, verdict, tried.call_id))
+        attempt = self._books.attempt(ticket, reply, verdict, tried.call_id)
+        if attempt.lost or attempt.cost:
+            await self._keep(tried, attempt)
         else:
             self._clear(tried)
         ticket.stream = ticket.stream or verdict.code in SLOW
