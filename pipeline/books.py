@@ -41,7 +41,7 @@ class Books:
         self._fail_on_length = fail_on_length
         self._answered = answered
 
-    def outcome(self, ticket: Ticket, reply: Reply, verdict: Verdict) -> Outcome:
+    def outcome(self, ticket: Ticket, reply: Reply, verdict: Verdict, call_id: str) -> Outcome:
         """The end of a row: an answer, or an error. Notes in the ticket what the exchange cost."""
         request = ticket.request
         completion: Completion | None = None
@@ -68,28 +68,31 @@ class Books:
             request_id=self._dialect.request_id(reply),
             completed_at=self._now(),
             lost=lost,
+            call_id=call_id if lost else None,
         )
 
     def attempt(self, ticket: Ticket, reply: Reply, verdict: Verdict, call_id: str) -> Attempt:
         """A try that did not end its row."""
-        cost = self._told_cost(reply, ticket.request.model).amount
+        cost = self._told_cost(reply, ticket.request.model)
         return Attempt(
             custom_id=ticket.request.custom_id,
             fingerprint=ticket.request.fingerprint,
             call_id=call_id,
             code=verdict.code,
-            lost=may_be_billed(reply, verdict, cost),
+            lost=may_be_billed(reply, verdict, cost.amount),
+            model=ticket.request.model,
             cost=cost,
             at=self._now(),
         )
 
     def witness(self, request: Request, call_id: str, reply: Reply) -> Attempt:
         """A witness belongs to no row; what it cost is part of what the journal cost."""
-        attempt = self.attempt(Ticket(request=request), reply, Verdict(kind=Kind.OK, code="witness"), call_id)
-        if attempt.cost is not None or self._dialect.classify(reply, request.endpoint).kind is not Kind.OK:
-            return attempt
+        verdict = self._dialect.classify(reply, request.endpoint)
+        attempt = self.attempt(Ticket(request=request), reply, replace(verdict, code="witness"), call_id)
+        if verdict.kind is not Kind.OK:
+            return replace(attempt, lost=may_be_billed(reply, verdict, attempt.cost.amount))
         completion = self._dialect.completion(reply, request.endpoint)
-        return replace(attempt, cost=self._cost_of(request, completion, reply).amount)
+        return replace(attempt, cost=self._cost_of(request, completion, reply))
 
     def _told_cost(self, reply: Reply, model: str) -> Cost:
         """What a try cost that gave no answer: as the gateway says, or by the tokens it counted for nothing."""

@@ -163,7 +163,7 @@ def test_a_cost_that_the_gateway_told_goes_before_the_price_table_also_for_lost_
     bad = reply(200, {"choices": []}, told)
     memory, *_ = work(lambda row, nth: bad if nth == 1 else reply(headers=told), dialect=LiteLLM())
     assert (memory.outcomes[0].cost.amount, memory.outcomes[0].cost.source) == (3e-05, "gateway")
-    assert memory.attempts[0].cost == 3e-05
+    assert memory.attempts[0].cost.amount == 3e-05
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_an_answer_that_cannot_be_read_is_lost_unless_its_tokens_or_cost_are_tol
     bad: Reply, known: float | None
 ) -> None:
     memory, *_ = work(lambda row, nth: bad if nth == 1 else reply(), dialect=LiteLLM())
-    assert memory.attempts[0].cost == known
+    assert memory.attempts[0].cost.amount == known
     assert memory.attempts[0].lost == (known is None)
 
 
@@ -189,7 +189,7 @@ def test_what_an_unreadable_answer_cost_is_kept_also_when_the_gateway_is_to_blam
         lambda row, nth: bad if nth == 1 else reply(), dialect=LiteLLM(), attempts=1, back_at=5.0, away=error(500)
     )
     assert [outcome.status for outcome in memory.outcomes] == ["succeeded"]
-    assert [(attempt.cost, attempt.lost) for attempt in memory.attempts] == [(3e-05, False)]
+    assert [(attempt.cost.amount, attempt.lost) for attempt in memory.attempts] == [(3e-05, False)]
     assert len(pool.outages) == 1
 
 
@@ -242,7 +242,7 @@ def test_a_500_that_a_witness_does_not_meet_is_the_rows_own() -> None:
     assert 1 <= len(script.witnesses) <= 3
     assert pool.outages == []
     assert len(memory.witnesses) == len(script.witnesses)
-    assert all(attempt.cost == pytest.approx(14e-6) for attempt in memory.witnesses), "booked as overhead"
+    assert all(attempt.cost.amount == pytest.approx(14e-6) for attempt in memory.witnesses), "booked as overhead"
 
 
 def test_a_row_that_alone_is_slower_than_the_front_proxy_waits_does_not_wait_for_ever() -> None:

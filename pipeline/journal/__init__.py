@@ -129,7 +129,7 @@ class Journal:
         with store.transaction(self.db):
             lost = [self._full_name(entry) for entry in left if not self._is_durable(entry)]
             self.db.executemany(
-                "INSERT INTO attempt VALUES (?, ?, ?, 'killed', 1, NULL, ?, ?)",
+                "INSERT INTO attempt VALUES (?, ?, ?, 'killed', 1, NULL, NULL, 'USD', 'unknown', ?, ?)",
                 [(entry.custom_id, entry.fingerprint, entry.call_id, time.time(), last[0]) for entry in lost],
             )
             self.db.execute(
