@@ -10,7 +10,7 @@ from pipeline.accounting import Accounting
 from pipeline.backlog import Ticket
 from pipeline.gateways import OpenAI
 from pipeline.gateways.openai import usage_of
-from pipeline.records import Attempt, Completion, Cost, Kind, Outcome, Reply, Request, Verdict
+from pipeline.records import Attempt, Completion, Cost, Kind, Outcome, Reply, Request, Usage, Verdict
 
 SLOW = frozenset({"timeout", "http_524", "http_504"})
 
@@ -41,7 +41,7 @@ class Books:
         self._fail_on_length = fail_on_length
         self._answered = answered
 
-    def outcome(self, ticket: Ticket, reply: Reply, verdict: Verdict) -> Outcome:
+    def outcome(self, ticket: Ticket, reply: Reply, verdict: Verdict, call_id: str) -> Outcome:
         """The end of a row: an answer, or an error. Notes in the ticket what the exchange cost."""
         request = ticket.request
         completion: Completion | None = None
@@ -52,9 +52,8 @@ class Books:
             self._answered(request, completion)
             if self._fail_on_length and completion.finish_reason == "length":
                 verdict = Verdict(kind=Kind.REJECTED, code="length", message="the answer was cut off by max_tokens")
-        succeeded = verdict.kind is Kind.OK
-        unseen = may_be_billed(reply, verdict) or (completion is not None and cost.amount is None)
-        ticket.spent = None if unseen or (reply.status == 200 and cost.amount is None) else cost.amount or 0.0
+        succeeded, lost = verdict.kind is Kind.OK, may_be_billed(reply, verdict, cost.amount)
+        ticket.spent = None if lost or (reply.status == 200 and cost.amount is None) else cost.amount or 0.0
         return Outcome(
             custom_id=request.custom_id,
             index=request.index,
@@ -68,35 +67,39 @@ class Books:
             latency_s=reply.elapsed_s,
             request_id=self._dialect.request_id(reply),
             completed_at=self._now(),
-            lost=may_be_billed(reply, verdict),
+            lost=lost,
+            call_id=call_id if lost else None,
         )
 
     def attempt(self, ticket: Ticket, reply: Reply, verdict: Verdict, call_id: str) -> Attempt:
         """A try that did not end its row."""
+        cost = self._told_cost(reply, ticket.request.model)
         return Attempt(
             custom_id=ticket.request.custom_id,
             fingerprint=ticket.request.fingerprint,
             call_id=call_id,
             code=verdict.code,
-            lost=may_be_billed(reply, verdict),
-            cost=self._told_cost(reply, ticket.request.model).amount,
+            lost=may_be_billed(reply, verdict, cost.amount),
+            model=ticket.request.model,
+            cost=cost,
             at=self._now(),
         )
 
     def witness(self, request: Request, call_id: str, reply: Reply) -> Attempt:
         """A witness belongs to no row; what it cost is part of what the journal cost."""
-        attempt = self.attempt(Ticket(request=request), reply, Verdict(kind=Kind.OK, code="witness"), call_id)
-        if attempt.cost is not None or self._dialect.classify(reply, request.endpoint).kind is not Kind.OK:
-            return attempt
+        verdict = self._dialect.classify(reply, request.endpoint)
+        attempt = self.attempt(Ticket(request=request), reply, replace(verdict, code="witness"), call_id)
+        if verdict.kind is not Kind.OK:
+            return replace(attempt, lost=may_be_billed(reply, verdict, attempt.cost.amount))
         completion = self._dialect.completion(reply, request.endpoint)
-        return replace(attempt, cost=self._cost_of(request, completion, reply).amount)
+        return replace(attempt, cost=self._cost_of(request, completion, reply))
 
     def _told_cost(self, reply: Reply, model: str) -> Cost:
         """What a try cost that gave no answer: as the gateway says, or by the tokens it counted for nothing."""
-        if reply.status != 200 or not isinstance(reply.json, dict):
+        if reply.status != 200:
             return Cost()
         told = self._dialect.told_cost(reply)
-        return told or self._accounting.cost(usage_of(reply.json.get("usage")), model=model, served_model=None)
+        return told or self._accounting.cost(_usage_in(reply), model=model, served_model=None)
 
     def _cost_of(self, request: Request, completion: Completion, reply: Reply) -> Cost:
         return self._dialect.told_cost(reply) or self._accounting.cost(
@@ -104,9 +107,17 @@ class Books:
         )
 
 
-def may_be_billed(reply: Reply, verdict: Verdict) -> bool:
-    """Sent, and its answer was not seen; 504 and 524 are a front proxy's, who did not wait for the gateway's."""
-    return (reply.failure is not None and reply.failure.sent) or verdict.code in SLOW
+def may_be_billed(reply: Reply, verdict: Verdict, cost: float | None) -> bool:
+    """Sent, and its answer was not seen. 504 and 524 are a front proxy's, who did not wait for the gateway's; and what a
+    200 holds that cannot be read nobody knows, unless tokens or cost stand beside it."""
+    if reply.failure is not None:
+        return reply.failure.sent
+    unread = reply.status == 200 and verdict.kind is Kind.TRANSIENT and _usage_in(reply).prompt_tokens is None
+    return verdict.code in SLOW or (unread and cost is None)
+
+
+def _usage_in(reply: Reply) -> Usage:
+    return usage_of(reply.json.get("usage") if isinstance(reply.json, dict) else None)
 
 
 def _with_tries(message: str, tries: int) -> str:

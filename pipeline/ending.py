@@ -7,6 +7,7 @@ import time
 from pipeline.errors import IncompleteError, PipelineError, UsageError
 from pipeline.journal import Counts, Totals
 from pipeline.progress import duration, money
+from pipeline.reckoning import described
 from pipeline.records import Summary
 
 EXAMPLES = 3
@@ -14,7 +15,7 @@ EXAMPLES = 3
 
 def last_words(summary: Summary, *, again: str) -> str:
     """The end of a run in a few lines; ``again`` is the command that resumes it."""
-    lines = [_headline(summary), *_counts(summary), *_failures(summary), *_oddities(summary)]
+    lines = [_headline(summary), *_counts(summary), *described(summary), *_failures(summary), *_oddities(summary)]
     if summary.exit_code in (0, 3):
         if summary.results:
             lines.append(f"Results: {summary.results}")
@@ -87,7 +88,8 @@ def _oddities(summary: Summary) -> list[str]:
     if summary.refusals:
         lines.append(f"{summary.refusals:,} answers are refusals")
     if summary.lost_attempts:
-        lines.append(f"{summary.lost_attempts:,} tries were lost on the way; the gateway may have billed them")
+        ask = "" if summary.ledger is None else f": pipeline verify {summary.run_folder} --billing asks it"
+        lines.append(f"{summary.lost_attempts:,} tries were lost on the way; the gateway may have billed them{ask}")
     if summary.in_flight and summary.exit_code not in (0, 3):
         names = ", ".join(summary.in_flight[:EXAMPLES]) + (", ..." if len(summary.in_flight) > EXAMPLES else "")
         lines.append(f"{len(summary.in_flight):,} requests were in flight and may be billed without an answer: {names}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from pipeline import packs
 from pipeline.backlog import Backlog, Ticket
-from pipeline.books import SLOW, Books, Keeper, may_be_billed
+from pipeline.books import SLOW, Books, Keeper
 from pipeline.budget import Budget
 from pipeline.drift import Drift
 from pipeline.errors import PipelineError
@@ -112,7 +112,7 @@ class Judge:
                 reply, verdict = packs.read(reply, len(ticket.rows))
         outcome = None
         if verdict.kind in (Kind.OK, Kind.REJECTED):
-            outcome = self._books.outcome(ticket, reply, verdict)
+            outcome = self._books.outcome(ticket, reply, verdict, tried.call_id)
         self._tell_limits(tried, reply, verdict, outcome)
         match verdict.kind:
             case Kind.OK | Kind.REJECTED if outcome is not None:
@@ -187,10 +187,11 @@ class Judge:
             await self._charge(tried, reply, verdict)
 
     async def _try_again(self, tried: Try, reply: Reply, verdict: Verdict) -> None:
-        """At nobody's charge; an answer that may be billed unseen is booked all the same."""
+        """At nobody's charge; what was billed, or may be unseen, is booked all the same."""
         ticket = tried.ticket
-        if may_be_billed(reply, verdict):
-            await self._keep(tried, self._books.attempt(ticket, reply, verdict, tried.call_id))
+        attempt = self._books.attempt(ticket, reply, verdict, tried.call_id)
+        if attempt.lost or attempt.cost.amount:
+            await self._keep(tried, attempt)
         else:
             self._clear(tried)
         ticket.stream = ticket.stream or verdict.code in SLOW
@@ -203,11 +204,11 @@ class Judge:
         ticket.stream = ticket.stream or verdict.code in SLOW  # events keep the way open for a slow answer
         most = min(self._rulings.max_attempts, verdict.most_tries or self._rulings.max_attempts)
         if ticket.tries >= most and len(ticket.rows) <= 1:
-            await self._keep(tried, self._books.outcome(ticket, reply, verdict))
+            await self._keep(tried, self._books.outcome(ticket, reply, verdict, tried.call_id))
             return
         attempt = self._books.attempt(ticket, reply, verdict, tried.call_id)
-        billed_unseen = attempt.lost or (reply.status == 200 and attempt.cost is None)
-        ticket.spent = None if billed_unseen else attempt.cost or 0.0
+        billed_unseen = attempt.lost or (reply.status == 200 and attempt.cost.amount is None)
+        ticket.spent = None if billed_unseen else attempt.cost.amount or 0.0
         await self._keep(tried, attempt)
         delay_s = self._rulings.backoff.delay(ticket.tries, verdict.retry_after_s)
         if ticket.tries < most:

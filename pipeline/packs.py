@@ -16,7 +16,7 @@ from typing import Any
 
 from pipeline.gateways.complaint import complaint_of
 from pipeline.jsonio import dumps, loads
-from pipeline.records import Attempt, Cost, Kind, Outcome, Reply, Request, Usage, Verdict
+from pipeline.records import Attempt, Kind, Outcome, Reply, Request, Usage, Verdict
 
 OPENING_CHARACTERS = 300
 _ASKS_BASE64 = b',"encoding_format":"base64"}'
@@ -109,9 +109,11 @@ def parted(rows: Sequence[Request], record: Outcome | Attempt) -> Sequence[Outco
     """The record of one call as one for each of its rows; tokens and cost are shared out by the length of the inputs."""
     weights = [_weight(row) for row in rows]
     if isinstance(record, Attempt):
-        amounts = shares(record.cost, weights)
+        amounts = shares(record.cost.amount, weights)
         return [
-            replace(record, custom_id=row.custom_id, fingerprint=row.fingerprint, cost=amount)
+            replace(
+                record, custom_id=row.custom_id, fingerprint=row.fingerprint, cost=replace(record.cost, amount=amount)
+            )
             for row, amount in zip(rows, amounts, strict=True)
         ]
     completion = record.completion
@@ -123,16 +125,12 @@ def parted(rows: Sequence[Request], record: Outcome | Attempt) -> Sequence[Outco
             custom_id=row.custom_id,
             index=row.index,
             fingerprint=row.fingerprint,
-            cost=_costing(record.cost, amount),
+            cost=replace(record.cost, amount=amount),
             completion=completion
             and replace(completion, usage=usage, raw=completion.raw[at * size : (at + 1) * size], form="float32"),
         )
         for at, (row, usage, amount) in enumerate(zip(rows, usages, shares(record.cost.amount, weights), strict=True))
     ]
-
-
-def _costing(cost: Cost, amount: float | None) -> Cost:
-    return cost if amount is None else replace(cost, amount=amount)
 
 
 def _weight(row: Request) -> int:

@@ -237,8 +237,9 @@ class Pool:
             self.stop(why)
 
     async def _book_witness(self, request: Request, call_id: str, reply: Reply) -> None:
-        if reply.status == 200:
-            await self._keeper.keep((self._books.witness(request, call_id, reply),))
+        attempt = self._books.witness(request, call_id, reply)
+        if attempt.lost or reply.status == 200:
+            await self._keeper.keep((attempt,))
 
     def _watch(self, request: Request, completion: Completion) -> None:
         self._estimate.learn(request, completion.usage)

@@ -24,6 +24,7 @@ from pipeline.workspace import Workspace
 Level = Literal["ok", "warn", "stop"]
 TIMEOUT_S = 20.0
 CONNECT_TIMEOUT_S = 10.0
+LEDGER_LATE_S = 10.0  # LiteLLM writes what was spent at the latest after so long, unless told otherwise
 # Modes that answer a chat request; "completion" and "responses" models are translated by the gateways.
 CHAT_MODES = frozenset({"chat", "completion", "responses"})
 _ERRORS: dict[int, type[PipelineError]] = {2: UsageError, 4: GatewayError, 5: BudgetError}
@@ -78,13 +79,7 @@ async def preflight(
     left to the run to believe.
     """
     asking = _Asking(dialect, reached=reached)
-    root = replace(
-        connection,
-        base_url=dialect.catalogue_root(connection.base_url),
-        timeout_s=min(connection.timeout_s, TIMEOUT_S),
-        connect_timeout_s=min(connection.connect_timeout_s, CONNECT_TIMEOUT_S),
-    )
-    async with Client(root) as client:
+    async with Client(unpaid(connection, dialect)) as client:
         await asking.ask(client)
     asking.judge(model, endpoint)
     return Preflight(findings=tuple(asking.findings), models=asking.models, key=asking.key, away=asking.away)
@@ -108,6 +103,16 @@ def connection_to(job: Job, base_url: str, dialect: OpenAI, key: str | None) -> 
         first_byte_timeout_s=job.gateway.first_byte_timeout,
         idle_timeout_s=job.gateway.idle_timeout,
         ip_version=job.gateway.ip_version,
+    )
+
+
+def unpaid(connection: Connection, dialect: OpenAI) -> Connection:
+    """How to reach the endpoints that cost nothing, and answer soon."""
+    return replace(
+        connection,
+        base_url=dialect.catalogue_root(connection.base_url),
+        timeout_s=min(connection.timeout_s, TIMEOUT_S),
+        connect_timeout_s=min(connection.connect_timeout_s, CONNECT_TIMEOUT_S),
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from pipeline.errors import IncompleteError
-from pipeline.records import Attempt, Outcome
+from pipeline.records import Attempt, Cost, Outcome
 
 RATE_WINDOW_S = 30.0
 STATUS_FILE = "status.json"
@@ -131,6 +131,7 @@ class Tally:
     def kept(self, records: Sequence[Outcome | Attempt]) -> None:
         """These are on disk."""
         for record in records:
+            self._pay(record.cost)
             if isinstance(record, Attempt):
                 continue
             self.sent += record.sent
@@ -138,16 +139,13 @@ class Tally:
                 self.completed += 1
             else:
                 self.failed += 1
-            self._book(record)
+            if record.completion is not None:
+                self.new_tokens += record.completion.usage.total_tokens or 0
+            self.cost_unknown += record.cost.amount is None and (record.status == "succeeded" or record.lost)
 
-    def _book(self, outcome: Outcome) -> None:
-        if outcome.completion is not None:
-            self.new_tokens += outcome.completion.usage.total_tokens or 0
-        cost = outcome.cost
+    def _pay(self, cost: Cost) -> None:
         if cost.amount is not None:
             self.cost[cost.unit] = self.cost.get(cost.unit, 0.0) + cost.amount
-        elif outcome.status == "succeeded":
-            self.cost_unknown += 1
 
     def snapshot(self, activity: Activity, *, state: str = "running") -> Snapshot:
         """Where the run stands now; rates are those of the last half minute."""

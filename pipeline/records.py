@@ -183,6 +183,16 @@ class KeyInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Billed:
+    """What a gateway's ledger holds under one call id, in USD: ``calls`` is 0 when nothing was billed, so far."""
+
+    calls: int
+    cost: float
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
     """The answer in a good reply. ``model`` is the one that answered; ``raw`` is the whole body as received.
 
@@ -203,7 +213,8 @@ class Completion:
 class Attempt:
     """One charged try that did not end the row: kept so that money and lost answers are never forgotten.
 
-    ``lost`` is True when the gateway may have billed it without our seeing the answer.
+    ``lost`` is True when the gateway may have billed it without our seeing the answer. A witness belongs to no row: its
+    fingerprint is all zero.
     """
 
     custom_id: str
@@ -211,7 +222,8 @@ class Attempt:
     call_id: str
     code: str
     lost: bool
-    cost: float | None
+    model: str
+    cost: Cost
     at: float
 
 
@@ -220,7 +232,8 @@ class Outcome:
     """A row's end: an answer or an error. ``cost`` is that of the last try; the journal adds the earlier ones.
 
     ``completed_at`` is Unix time in seconds, ``latency_s`` the duration of the last try;
-    ``sent`` is False for a row that never became a request, ``lost`` True when its last try may have been billed unseen.
+    ``sent`` is False for a row that never became a request, ``lost`` True when its last try may have been billed unseen;
+    ``call_id`` is then what the gateway's ledger may know that try by.
     """
 
     custom_id: str
@@ -237,13 +250,16 @@ class Outcome:
     completed_at: float = 0.0
     sent: bool = True
     lost: bool = False
+    call_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
     """How a run ended, and what the journal then holds for its input. ``exit_code`` as in the command-line contract.
 
-    ``cost`` is by unit and leaves out what nobody told us (``cost_unknown`` rows). ``sent`` counts rows that ended in
+    ``cost`` is by unit and leaves out what nobody told us (``cost_unknown`` rows, and ``lost_attempts``); witnesses are in
+    it. ``spent`` is what this run alone cost, by model and unit, and ``ledger`` what the gateway's ledger says was spent
+    with this key in that time, in USD; None where it cannot tell, or was not asked. ``sent`` counts rows that ended in
     this run; ``in_flight`` names the requests that this run, cut short, may have been billed for without an answer, and
     ``recovered`` those of the run before. ``trouble`` is the last that went wrong on the way to the gateway, ``outages`` are (start, end, cause) in Unix time. ``results`` is
     the results file when it is there and complete.
@@ -264,6 +280,8 @@ class Summary:
     completion_tokens: int = 0
     cost: dict[str, float] = field(default_factory=dict)
     cost_unknown: int = 0
+    spent: dict[str, dict[str, float]] = field(default_factory=dict)
+    ledger: float | None = None
     empty: int = 0
     cut_off: int = 0
     refusals: int = 0

@@ -149,6 +149,8 @@ class Run:
             results=str(self._job.output.path) if complete else None,
             in_flight=sent.in_flight,
             recovered=self._recovered,
+            spent=sent.spent,
+            ledger=sent.ledger,
             trouble=sent.trouble,
             outages=[(spell.started_at, spell.ended_at, spell.cause) for spell in sent.outages],
             failures=reader.failures(space.journal.db) if totals.failed else [],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import AsyncExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pipeline.client import Client, Connection
 from pipeline.display import Logged
@@ -21,6 +21,7 @@ from pipeline.poison import Poison
 from pipeline.pool import Pool, Terms
 from pipeline.preflight import Preflight, accounting_of, connection_to, preflight_of
 from pipeline.progress import StatusFile, Tally
+from pipeline.reckoning import ledger_since, total
 from pipeline.records import KeyInfo
 from pipeline.signals import Signals, ending, to_the_end
 from pipeline.wishes import Wishes
@@ -34,7 +35,8 @@ STATUS_EVERY_S = 2.0
 class Sent:
     """What came of sending: ``rows`` that ended, and ``why`` it stopped early, if it did.
 
-    ``in_flight`` names the requests that were cut off, ``trouble`` is the last that went wrong.
+    ``in_flight`` names the requests that were cut off, ``trouble`` is the last that went wrong; ``spent`` and ``ledger`` are
+    as in a ``Summary``.
     """
 
     rows: int = 0
@@ -42,6 +44,8 @@ class Sent:
     in_flight: list[str] = field(default_factory=list)
     trouble: str | None = None
     outages: list[Spell] = field(default_factory=list)
+    spent: dict[str, dict[str, float]] = field(default_factory=dict)
+    ledger: float | None = None
 
 
 class Sending:
@@ -87,7 +91,8 @@ class Sending:
                 return Sent(why=exc)
             failure = await self._work(index, pool, writer)
         self._display.close()
-        return self._what_came(pool, failure)
+        came = self._what_came(pool, failure)
+        return replace(came, ledger=await self._ledger(connection, known, total(came.spent)))
 
     # before
 
@@ -230,4 +235,18 @@ class Sending:
             in_flight=cut_off.in_flight if cut_off is not None else [],
             trouble=pool.activity.trouble,
             outages=pool.outages,
+            spent=reader.spent_in(journal.db, journal.run),
+        )
+
+    async def _ledger(self, connection: Connection, known: Preflight, ours: float) -> float | None:
+        """What the gateway says the key has spent since the preflight; nobody who wants to leave waits for it."""
+        if known.key is None or known.key.spend is None or not self._wishes.publish:
+            return None
+        return await ledger_since(
+            connection,
+            self._space.dialect,
+            before=known.key.spend,
+            ours=ours,
+            over=lambda: self._signals.error is not None,
+            say=self._display.say,
         )

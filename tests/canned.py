@@ -26,6 +26,13 @@ class Canner:
         """How many requests were sent that cost something."""
         return sum(asked.startswith("POST ") for asked in self.seen)
 
+    def charge(self) -> None:
+        """What a key has spent moves with each request, at once, and by more than any of these answers costs."""
+        status, value, *headers = self.replies.get("GET /key/info", (404, None))
+        if status == 200 and isinstance(value, dict):
+            info = value["info"] | {"spend": value["info"]["spend"] + 1.0}
+            self.replies["GET /key/info"] = (status, value | {"info": info}, *headers)
+
 
 @contextmanager
 def canned(replies: dict[str, Canned]) -> Iterator[Canner]:
@@ -49,6 +56,7 @@ def canned(replies: dict[str, Canned]) -> Iterator[Canner]:
             self.wfile.write(body)
 
         def do_POST(self) -> None:
+            canner.charge()
             self.do_GET()
 
         def log_message(self, *_: Any) -> None:

@@ -465,7 +465,8 @@ def test_faults_on_packs_cost_no_good_row(tmp_path: Path, serve: Callable[..., S
             assert struct.pack("<64f", *found["embedding"]) == exact(text_of(row))
     lost_rows = sum(found["lost_attempts"] for found in read_jsonl(tmp_path / "out.jsonl"))
     assert lost_rows == summary.lost_attempts
-    assert lost_rows in (1, 2, 4, 8)
+    sizes = (1, 2, 4, 8)  # of the pack that was reset, and of the one whose vectors could not be read
+    assert lost_rows in {one + other for one in sizes for other in sizes}
 
 
 def test_a_gateway_without_base64_gives_the_same_vectors(tmp_path: Path, serve: Callable[..., Server]) -> None:

@@ -17,7 +17,7 @@ from pipeline.errors import IncompleteError, RunFolderError
 from pipeline.journal import Journal, Record
 from pipeline.journal.inflight import ENTRY, InFlightTable
 from pipeline.journal.store import file_system_of
-from pipeline.records import Attempt, Completion, Outcome, Request, Usage
+from pipeline.records import Attempt, Completion, Cost, Outcome, Request, Usage
 
 
 def request(number: int, custom_id: str = "") -> Request:
@@ -36,7 +36,7 @@ def outcome(number: int) -> Outcome:
 
 def lost(number: int, call_id: str) -> Attempt:
     return Attempt(
-        custom_id=f"r{number}", fingerprint=number.to_bytes(16, "big"), call_id=call_id, code="timeout", lost=True, cost=None, at=1.0
+        custom_id=f"r{number}", fingerprint=number.to_bytes(16, "big"), call_id=call_id, code="timeout", lost=True, model="m", cost=Cost(), at=1.0
     )  # fmt: skip
 
 

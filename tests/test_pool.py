@@ -57,7 +57,9 @@ def test_server_errors_are_bounded_and_every_try_is_booked(bad: Reply) -> None:
     assert len(script.sends) == 3
     assert [outcome.status for outcome in memory.outcomes] == ["failed"]
     assert len(memory.attempts) == 2
-    assert all(attempt.lost == (bad.failure is not None) for attempt in memory.attempts)
+    unseen = bad.failure is not None or bad.status == 200  # a 200 that cannot be read may be billed as any other
+    assert {attempt.lost for attempt in memory.attempts} == {unseen}
+    assert memory.outcomes[0].lost == unseen
     assert memory.outcomes[0].error_message is not None
     assert memory.outcomes[0].error_message.endswith("(after 3 tries)")
 
@@ -161,7 +163,34 @@ def test_a_cost_that_the_gateway_told_goes_before_the_price_table_also_for_lost_
     bad = reply(200, {"choices": []}, told)
     memory, *_ = work(lambda row, nth: bad if nth == 1 else reply(headers=told), dialect=LiteLLM())
     assert (memory.outcomes[0].cost.amount, memory.outcomes[0].cost.source) == (3e-05, "gateway")
-    assert memory.attempts[0].cost == 3e-05
+    assert memory.attempts[0].cost.amount == 3e-05
+
+
+@pytest.mark.parametrize(
+    ("bad", "known"),
+    [
+        (reply(200, None), None),
+        (reply(200, None, {"x-litellm-response-cost": "3e-05"}), 3e-05),
+        (reply(200, {"choices": [], "usage": GOOD["usage"]}), 1.4e-05),
+    ],
+)
+def test_an_answer_that_cannot_be_read_is_lost_unless_its_tokens_or_cost_are_told(
+    bad: Reply, known: float | None
+) -> None:
+    memory, *_ = work(lambda row, nth: bad if nth == 1 else reply(), dialect=LiteLLM())
+    assert memory.attempts[0].cost.amount == known
+    assert memory.attempts[0].lost == (known is None)
+
+
+def test_what_an_unreadable_answer_cost_is_kept_also_when_the_gateway_is_to_blame() -> None:
+    """A witness fails as well: the row is charged no try, and yet the money is spent."""
+    bad = reply(200, None, {"x-litellm-response-cost": "3e-05"})
+    memory, _, pool, _ = work(
+        lambda row, nth: bad if nth == 1 else reply(), dialect=LiteLLM(), attempts=1, back_at=5.0, away=error(500)
+    )
+    assert [outcome.status for outcome in memory.outcomes] == ["succeeded"]
+    assert [(attempt.cost.amount, attempt.lost) for attempt in memory.attempts] == [(3e-05, False)]
+    assert len(pool.outages) == 1
 
 
 def test_an_empty_budget_is_its_own_stop() -> None:
@@ -213,7 +242,7 @@ def test_a_500_that_a_witness_does_not_meet_is_the_rows_own() -> None:
     assert 1 <= len(script.witnesses) <= 3
     assert pool.outages == []
     assert len(memory.witnesses) == len(script.witnesses)
-    assert all(attempt.cost == pytest.approx(14e-6) for attempt in memory.witnesses), "booked as overhead"
+    assert all(attempt.cost.amount == pytest.approx(14e-6) for attempt in memory.witnesses), "booked as overhead"
 
 
 def test_a_row_that_alone_is_slower_than_the_front_proxy_waits_does_not_wait_for_ever() -> None:

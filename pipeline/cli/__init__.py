@@ -24,6 +24,7 @@ from pipeline.cli.options import (
 from pipeline.errors import PipelineError, UsageError
 
 if TYPE_CHECKING:
+    from pipeline.billing import Billing
     from pipeline.job import Job
     from pipeline.records import Summary
     from pipeline.wishes import Wishes
@@ -224,23 +225,31 @@ def export_command(
 
 @cli.command("verify")
 @click.argument("target")
+@click.option("--billing", is_flag=True, help="Ask the gateway what the tries were billed whose answers were lost.")
 @click.option("-i", "--input", "input_path", type=click.Path(), help="Where the input is now, if it moved.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-def verify_command(target: str, input_path: str | None, as_json: bool) -> int:
+def verify_command(target: str, billing: bool, input_path: str | None, as_json: bool) -> int:
     """Prove the promises on a run: every input row has one outcome, and the results file says what the journal says.
+
+    With --billing, a LiteLLM proxy (CBorg) is asked what lost tries were billed, and the journal keeps it.
 
     \b
     Examples:
       pipeline verify out.parquet
       pipeline verify jobs/label_tickets.toml --json
+      pipeline verify out.parquet --billing
     """
     from pipeline.status import folder_of
     from pipeline.verify import verify
 
-    report = verify(folder_of(target), input_path=input_path)
+    folder = folder_of(target)
+    report = verify(folder, input_path=input_path)
+    found = _billing(folder) if billing else None
     if as_json:
-        _print_json(asdict(report))
+        _print_json(asdict(report) | ({"billing": asdict(found)} if found else {}))
     else:
+        for line in found.lines if found else ():
+            click.echo(line, err=True)
         for finding in report.findings:
             click.echo(f"found: {finding}", err=True)
         click.echo(
@@ -293,6 +302,14 @@ def simulate_command(faults: str | None, latency: float, **given: Any) -> int:
     except KeyboardInterrupt:
         return 0
     return 0
+
+
+def _billing(folder: Path) -> Billing:
+    import asyncio
+
+    from pipeline.billing import billing
+
+    return asyncio.run(billing(folder, say=lambda text: click.echo(text, err=True)))
 
 
 def _run(job: Job, given: Mapping[str, Any], wishes: Wishes) -> Summary:

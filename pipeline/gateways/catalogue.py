@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from pipeline.records import KeyInfo, ModelInfo
+from pipeline.records import Billed, KeyInfo, ModelInfo
 
 ON_PREM = "hosted_vllm/"
 COIN_DECIMALS = 6
@@ -120,6 +120,21 @@ def litellm_key(body: Any) -> KeyInfo | None:
         rpm=_count(info.get("rpm_limit")),
         tpm=_count(info.get("tpm_limit")),
     )
+
+
+def litellm_billed(body: Any) -> Billed | None:
+    """LiteLLM's ``/spend/logs`` for one request: a row each time it was sold, or none so far. None for anything else."""
+    if not isinstance(body, list):
+        return None
+    rows = [row for row in body if isinstance(row, dict) and row.get("status") != "failure"]
+    costs = [_amount(row.get("spend")) for row in rows]
+    known = [cost for cost in costs if cost is not None]
+    if len(known) < len(costs):
+        return None
+    prompt, completion = (
+        sum(_count(row.get(name)) or 0 for row in rows) for name in ("prompt_tokens", "completion_tokens")
+    )
+    return Billed(calls=len(rows), cost=math.fsum(known), prompt_tokens=prompt, completion_tokens=completion)
 
 
 def _listed(body: Any, name: str) -> list[dict[str, Any]]:

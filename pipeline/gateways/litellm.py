@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from typing import Any, ClassVar
+from urllib.parse import quote
 
-from pipeline.gateways.catalogue import litellm_key, litellm_models
+from pipeline.gateways.catalogue import litellm_billed, litellm_key, litellm_models
 from pipeline.gateways.complaint import complaint_of, retry_after
 from pipeline.gateways.openai import BASE_RULES, BUDGET, RECHECK_KEY_S, Announced, OpenAI
 from pipeline.gateways.rules import Rule
 from pipeline.jsonio import loads
-from pipeline.records import Cost, KeyInfo, Kind, ModelInfo, Reply, Request, Scope, Verdict
+from pipeline.records import Billed, Cost, KeyInfo, Kind, ModelInfo, Reply, Request, Scope, Verdict
 
 _CALL_ID = "x-litellm-call-id"  # the proxy's own refusals at the door (key, budget, malformed JSON) come without it
 _NO_RETRIES = b'"num_retries":0'
@@ -190,6 +191,14 @@ class LiteLLM(OpenAI):
                 if f"Limit type: {word}." in said:
                     told[field] = _limit(said.partition("Current limit: ")[2].partition(",")[0])
         return Announced(**told)
+
+    def billed_path(self, call_id: str) -> str | None:
+        """The spend log takes our call id, some seconds after the call."""
+        return f"/spend/logs?request_id={quote(call_id, safe='')}"
+
+    def billed(self, reply: Reply) -> Billed | None:
+        """A list; a proxy without a database has none to tell."""
+        return litellm_billed(reply.json) if reply.status == 200 else None
 
     def request_id(self, reply: Reply) -> str | None:
         """The call id."""

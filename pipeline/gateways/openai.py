@@ -16,6 +16,7 @@ from pipeline.records import (
     CHAT,
     COMPLETIONS,
     EMBEDDINGS,
+    Billed,
     Completion,
     Cost,
     KeyInfo,
@@ -245,6 +246,14 @@ class OpenAI:
 
     def key(self, reply: Reply) -> KeyInfo | None:
         """What a reply of ``key_path`` tells about the key."""
+        return None
+
+    def billed_path(self, call_id: str) -> str | None:
+        """Where to ask, under ``catalogue_root``, what was billed for a request; None where nobody tells."""
+        return None
+
+    def billed(self, reply: Reply) -> Billed | None:
+        """What a reply of ``billed_path`` says; None when it does not."""
         return None
 
     def request_id(self, reply: Reply) -> str | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pipeline.boot import boot_id
 from pipeline.errors import RunFolderError
-from pipeline.journal import reader, store
+from pipeline.journal import lost, reader, store
 from pipeline.journal.index import Counts, Duplicate, Index
 from pipeline.journal.inflight import InFlight, InFlightTable
 from pipeline.journal.lock import Lock
@@ -26,7 +26,7 @@ from pipeline.journal.writer import Record, Writer
 
 __all__ = [
     "Counts", "Duplicate", "Index", "Journal", "Lock", "Projected", "Projection", "Record", "Recovered", "Totals",
-    "Writer", "reader", "sentences",
+    "Writer", "lost", "reader", "sentences",
 ]  # fmt: skip
 
 FILE_NAME = "journal.sqlite"
@@ -127,17 +127,17 @@ class Journal:
         if last is None or (not left and (last[2] is not None or last[0] == self.run)):
             return None
         with store.transaction(self.db):
-            lost = [self._full_name(entry) for entry in left if not self._is_durable(entry)]
+            cut_off = [self._full_name(entry) for entry in left if not self._is_durable(entry)]
             self.db.executemany(
-                "INSERT INTO attempt VALUES (?, ?, ?, 'killed', 1, NULL, ?, ?)",
-                [(entry.custom_id, entry.fingerprint, entry.call_id, time.time(), last[0]) for entry in lost],
+                "INSERT INTO attempt VALUES (?, ?, ?, 'killed', 1, NULL, NULL, 'USD', 'unknown', ?, ?)",
+                [(entry.custom_id, entry.fingerprint, entry.call_id, time.time(), last[0]) for entry in cut_off],
             )
             self.db.execute(
                 "UPDATE run SET ended_at = ?, how = 'killed' WHERE ended_at IS NULL AND run <> ?",
                 (time.time(), self.run),
             )
         self.table.forget_left()
-        return Recovered(in_flight=[entry.custom_id for entry in lost], may_be_incomplete=last[1] != boot_id())
+        return Recovered(in_flight=[entry.custom_id for entry in cut_off], may_be_incomplete=last[1] != boot_id())
 
     def _is_durable(self, entry: InFlight) -> bool:
         outcome = self.db.execute(

@@ -37,6 +37,8 @@ class Projected(NamedTuple):
     earlier_attempts: int | None
     earlier_lost: int | None
     earlier_cost: float | None
+    earlier_cost_unit: str | None
+    earlier_cost_source: str | None
     body: bytes | None
     form: str | None
 
@@ -44,8 +46,8 @@ class Projected(NamedTuple):
 _PROJECTION = """
 SELECT i.line, i.no, i.custom_id, i.fingerprint, o.status, o.error_code, o.error_message, o.model, o.served_model,
     o.finish_reason, o.prompt_tokens, o.completion_tokens, o.cached_tokens, o.reasoning_tokens, o.usage_estimated, o.cost,
-    o.cost_unit, o.cost_source, o.sent, o.lost, o.latency_s, o.request_id, o.completed_at, s.attempts, s.lost, s.cost, r.body,
-    r.form
+    o.cost_unit, o.cost_source, o.sent, o.lost, o.latency_s, o.request_id, o.completed_at, s.attempts, s.lost, s.cost, s.cost_unit,
+    s.cost_source, r.body, r.form
 FROM input i LEFT JOIN outcome o ON o.no = i.no LEFT JOIN reply r ON r.no = i.no
     LEFT JOIN temp.spent s ON s.fingerprint = i.fingerprint AND s.custom_id = i.custom_id
 WHERE i.file = (SELECT file FROM file WHERE path = ?) AND i.line BETWEEN ? AND ? ORDER BY i.line
@@ -53,8 +55,9 @@ WHERE i.file = (SELECT file FROM file WHERE path = ?) AND i.line BETWEEN ? AND ?
 _SPENT = (
     "DROP TABLE IF EXISTS temp.spent",
     "CREATE TEMP TABLE spent (fingerprint BLOB, custom_id TEXT, attempts INTEGER, lost INTEGER, cost REAL, "
-    "PRIMARY KEY (fingerprint, custom_id)) WITHOUT ROWID",
-    "INSERT INTO temp.spent SELECT fingerprint, custom_id, count(*), sum(lost), sum(cost) FROM attempt GROUP BY 1, 2",
+    "cost_unit TEXT, cost_source TEXT, PRIMARY KEY (fingerprint, custom_id)) WITHOUT ROWID",
+    "INSERT INTO temp.spent SELECT fingerprint, custom_id, count(*), sum(lost), sum(cost), "
+    "max(cost_unit) FILTER (WHERE cost IS NOT NULL), max(cost_source) FILTER (WHERE cost IS NOT NULL) FROM attempt GROUP BY 1, 2",
 )
 
 
@@ -84,7 +87,11 @@ class Projection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Totals:
-    """Sums over the rows of the present input. Token sums leave out rows whose count is unknown; so does ``cost``."""
+    """Sums over the rows of the present input. Token sums leave out rows whose count is unknown; so does ``cost``.
+
+    ``cost`` has what witnesses cost on top. ``cost_unknown`` counts rows whose last try has no known cost, though it was
+    answered or may have been billed; such tries before it are among the ``lost_attempts``.
+    """
 
     completed: int = 0
     failed: int = 0
@@ -103,29 +110,29 @@ class Totals:
 _TOTALS = """
 SELECT count(*) FILTER (WHERE status = 'succeeded'), count(*) FILTER (WHERE status = 'failed'),
     count(*) FILTER (WHERE status = 'failed' AND accepted), ifnull(sum(prompt_tokens), 0),
-    ifnull(sum(completion_tokens), 0), count(*) FILTER (WHERE cost IS NULL AND status = 'succeeded'),
+    ifnull(sum(completion_tokens), 0), count(*) FILTER (WHERE cost IS NULL AND (status = 'succeeded' OR lost)),
     count(*) FILTER (WHERE remark = 'empty'), count(*) FILTER (WHERE finish_reason = 'length'),
     count(*) FILTER (WHERE remark = 'refusal'), ifnull(sum(sent), 0), ifnull(sum(lost), 0)
 FROM input i JOIN outcome o ON o.no = i.no
 """
+# Witnesses belong to no row, so to every input.
+_COST = """
+SELECT o.cost_unit, sum(o.cost), 0, 0 FROM input i JOIN outcome o ON o.no = i.no WHERE o.cost IS NOT NULL GROUP BY 1
+UNION ALL SELECT cost_unit, sum(cost), 0, 0 FROM attempt WHERE fingerprint = zeroblob(16) GROUP BY 1
+UNION ALL SELECT a.cost_unit, sum(a.cost), count(*), sum(a.lost) FROM input i CROSS JOIN attempt a
+    ON a.fingerprint = i.fingerprint AND a.custom_id = i.custom_id WHERE EXISTS (SELECT 1 FROM attempt) GROUP BY 1
+"""
 
 
 def totals(db: sqlite3.Connection) -> Totals:
-    """Sum up what stands in the journal for the present input; ``cost`` is by unit and includes earlier attempts."""
+    """Sum up what stands in the journal for the present input; ``cost`` is by unit and includes all attempts."""
     row = db.execute(_TOTALS).fetchone()
-    attempts, lost, earlier = db.execute(
-        "SELECT count(*), ifnull(sum(a.lost), 0), total(a.cost) FROM input i CROSS JOIN attempt a "
-        "ON a.fingerprint = i.fingerprint AND a.custom_id = i.custom_id WHERE EXISTS (SELECT 1 FROM attempt)"
-    ).fetchone()
-    cost = {
-        str(unit): float(amount)
-        for unit, amount in db.execute(
-            "SELECT o.cost_unit, sum(o.cost) FROM input i JOIN outcome o ON o.no = i.no WHERE o.cost IS NOT NULL GROUP BY 1"
-        )
-    }
-    if earlier:
-        unit = next(iter(cost), "USD")
-        cost[unit] = cost.get(unit, 0.0) + float(earlier)
+    cost: dict[str, float] = {}
+    attempts = lost = 0
+    for unit, amount, tries, unseen in db.execute(_COST):
+        if amount is not None:
+            cost[unit] = cost.get(unit, 0.0) + amount
+        attempts, lost = attempts + tries, lost + unseen
     return Totals(
         completed=row[0],
         failed=row[1],
@@ -170,6 +177,19 @@ def spent(db: sqlite3.Connection) -> float:
     return float(
         db.execute("SELECT (SELECT total(cost) FROM outcome) + (SELECT total(cost) FROM attempt)").fetchone()[0]
     )
+
+
+def spent_in(db: sqlite3.Connection, run: int) -> dict[str, dict[str, float]]:
+    """What the tries of one run cost, by model and unit, as far as it is known; witnesses included, the dearest first."""
+    found: dict[str, dict[str, float]] = {}
+    for model, unit, amount in db.execute(
+        "SELECT model, cost_unit, sum(cost) FROM (SELECT run, model, cost_unit, cost FROM outcome "
+        "UNION ALL SELECT run, model, cost_unit, cost FROM attempt) "
+        "WHERE run = ? AND cost IS NOT NULL GROUP BY 1, 2 ORDER BY 3 DESC",
+        (run,),
+    ):
+        found.setdefault(str(model), {})[str(unit)] = float(amount)
+    return found
 
 
 def seen_models(db: sqlite3.Connection) -> dict[str, set[str]]:

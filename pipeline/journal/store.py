@@ -37,12 +37,12 @@ CREATE TABLE outcome (
     error_code TEXT, error_message TEXT, model TEXT, served_model TEXT, finish_reason TEXT, remark TEXT,
     prompt_tokens INTEGER, completion_tokens INTEGER, cached_tokens INTEGER, reasoning_tokens INTEGER,
     usage_estimated INTEGER NOT NULL, cost REAL, cost_unit TEXT, cost_source TEXT NOT NULL, sent INTEGER NOT NULL, lost INTEGER NOT NULL,
-    latency_s REAL, request_id TEXT, completed_at REAL NOT NULL, run INTEGER NOT NULL,
+    call_id TEXT, latency_s REAL, request_id TEXT, completed_at REAL NOT NULL, run INTEGER NOT NULL,
     redo INTEGER NOT NULL DEFAULT 0, accepted INTEGER NOT NULL DEFAULT 0, superseded INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE reply (no INTEGER PRIMARY KEY, body BLOB NOT NULL, form TEXT NOT NULL);
 CREATE TABLE attempt (
     custom_id TEXT NOT NULL, fingerprint BLOB NOT NULL, call_id TEXT NOT NULL, code TEXT NOT NULL, lost INTEGER NOT NULL,
-    cost REAL, at REAL NOT NULL, run INTEGER NOT NULL);
+    model TEXT, cost REAL, cost_unit TEXT NOT NULL, cost_source TEXT NOT NULL, at REAL NOT NULL, run INTEGER NOT NULL);
 CREATE TABLE outage (started_at REAL NOT NULL, ended_at REAL, cause TEXT NOT NULL, run INTEGER NOT NULL);
 CREATE INDEX attempt_row ON attempt (fingerprint, custom_id);
 """

@@ -25,13 +25,14 @@ NO_USAGE = Usage()
 _INSERT_OUTCOME = """
 INSERT OR REPLACE INTO outcome (no, custom_id, fingerprint, status, error_code, error_message, model, served_model,
     finish_reason, remark, prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, usage_estimated, cost,
-    cost_unit, cost_source, sent, lost, latency_s, request_id, completed_at, run)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    cost_unit, cost_source, sent, lost, call_id, latency_s, request_id, completed_at, run)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
-_INSERT_ATTEMPT = "INSERT INTO attempt VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT_ATTEMPT = "INSERT INTO attempt VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 # A row done again keeps what its earlier outcome cost.
 _KEEP_REPLACED = """
-INSERT INTO attempt SELECT custom_id, fingerprint, '', 'replaced', lost, cost, completed_at, run
+INSERT INTO attempt SELECT custom_id, fingerprint, ifnull(call_id, ''), 'replaced', lost, model, cost, cost_unit,
+    cost_source, completed_at, run
 FROM outcome WHERE no = ? AND sent
 """
 
@@ -154,7 +155,10 @@ def _attempt_values(attempt: Attempt, run: int) -> tuple[object, ...]:
         attempt.call_id,
         attempt.code,
         attempt.lost,
-        attempt.cost,
+        attempt.model,
+        attempt.cost.amount,
+        attempt.cost.unit,
+        attempt.cost.source,
         attempt.at,
         run,
     )
@@ -184,6 +188,7 @@ def _outcome_values(outcome: Outcome, run: int) -> tuple[object, ...]:
         outcome.cost.source,
         outcome.sent,
         outcome.lost,
+        outcome.call_id,
         outcome.latency_s,
         outcome.request_id,
         outcome.completed_at,

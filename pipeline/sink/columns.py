@@ -95,9 +95,7 @@ def values(row: Projected, read_content: ReadContent, read_vector: ReadVector = 
         row.cached_tokens,
         row.reasoning_tokens,
         bool(row.usage_estimated),
-        None if row.cost is None else row.cost + (row.earlier_cost or 0.0),
-        row.cost_unit,
-        row.cost_source,
+        *_cost(row),
         (row.sent or 0) + (row.earlier_attempts or 0),
         (row.lost or 0) + (row.earlier_lost or 0),
         row.latency_s,
@@ -107,6 +105,15 @@ def values(row: Projected, read_content: ReadContent, read_vector: ReadVector = 
         row.error_code,
         row.error_message,
     )
+
+
+def _cost(row: Projected) -> tuple[float | None, str | None, str | None]:
+    """Amount, unit and source. A failed row's last try may have cost nothing; those before it count all the same."""
+    if row.cost is not None:
+        return row.cost + (row.earlier_cost or 0.0), row.cost_unit, row.cost_source
+    if row.status == "failed" and row.earlier_cost is not None:
+        return row.earlier_cost, row.earlier_cost_unit, row.earlier_cost_source
+    return None, row.cost_unit, row.cost_source
 
 
 def _answer(row: Projected, read_content: ReadContent, read_vector: ReadVector) -> Any:
