@@ -245,7 +245,7 @@ def test_the_sheet_beside_the_results_says_where_they_came_from(tmp_path: Path) 
     digest = hashlib.blake2b(source.read_bytes(), digest_size=16).hexdigest()
     assert sheet["inputs"] == [{"path": str(source), "rows": 3, "blake2b": digest}]
     assert set(sheet["versions"]) == {"pipeline", "python"}
-    totals = {"succeeded": 1, "failed": 2, "prompt_tokens": 7, "completion_tokens": 3, "cost": {"USD": 0.25}}
+    totals = {"completed": 1, "failed": 2, "prompt_tokens": 7, "completion_tokens": 3, "cost": {"USD": 0.25}}
     assert sheet["totals"] | totals == sheet["totals"]
     assert abs(datetime.fromisoformat(sheet["written_at"]) - datetime.now(UTC)) < timedelta(minutes=5)
     assert orjson.loads(pq.read_schema(job.output.path).metadata[b"pipeline"]) == sheet
