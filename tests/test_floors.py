@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "pipeline"
 FLOORS = {
     0: set("records errors presets jsonio boot".split()),
     1: set(
-        "job source template gateways stream budget drift retry patience poison tokens accounting lease journal sink progress".split()
+        "job source template gateways stream budget drift retry hours patience poison tokens accounting lease journal sink progress".split()
     ),
     2: set("client backlog packs books outage slots rates judge pool display simulator".split()),
     3: set(
@@ -24,7 +24,7 @@ FLOORS = {
     4: {"cli", "__init__", "__main__"},
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules}
-SIDEWAYS = {("sink", "journal")}
+SIDEWAYS = {("sink", "journal"), ("job", "hours")}
 HOMES = {
     "aiohttp": {"client", "simulator"},
     "aiolimiter": {"rates"},

@@ -38,6 +38,8 @@ _JOB_OPTIONS: tuple[tuple[tuple[str, ...], str, str, Any, str], ...] = (
     (("--rpm",), "gateway.rpm", "PIPELINE_RPM", float, "Requests a minute (learned where nobody tells)."),
     (("--tpm",), "gateway.tpm", "PIPELINE_TPM", float, "Tokens a minute."),
     (("--max-cost",), "limits.max_cost", "PIPELINE_MAX_COST", float, "What this run may spend, in the unit of the model's price."),
+    (("--window",), "limits.window", "PIPELINE_WINDOW", str, "Send only between these times of day, e.g. 20:00-06:00."),
+    (("--deadline",), "limits.deadline", "PIPELINE_DEADLINE", str, "Stop in time for a time of day (06:00), or after a while (8h, 90m)."),
     (("--run-dir",), "run_dir", "PIPELINE_RUN_DIR", str, "Run folder (default: <output>.run)."),
 )  # fmt: skip
 

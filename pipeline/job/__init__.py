@@ -9,6 +9,7 @@ import ipaddress
 import os
 import re
 from collections.abc import Mapping
+from datetime import tzinfo
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import urlsplit
@@ -22,6 +23,7 @@ from pydantic import (
 )
 
 from pipeline.errors import JobError
+from pipeline.hours import Deadline, Hours, Window
 from pipeline.job.key import key_from_file, key_from_variable
 from pipeline.job.layers import anchor, lay, merge, read_toml
 from pipeline.job.request import RequestSettings
@@ -104,6 +106,7 @@ class Limits(Table):
     ``max_cost`` is for one run, ``max_cost_total`` for all runs of a journal, both in the unit of the model's price.
     ``on_budget`` "wait" waits for the gateway's own budget to fill up again, ``max_budget_wait`` at the most. An outage longer
     than ``max_outage`` ends the run, and so do more failed rows than ``max_failures`` (a count, or a share such as "5%").
+    ``window`` (``20:00-06:00``) and ``deadline`` (``06:00``, ``8h``) are on the wall clock: see ``hours``.
     """
 
     max_attempts: int = Field(default=5, ge=1, le=100)
@@ -113,6 +116,8 @@ class Limits(Table):
     max_budget_wait: Seconds = Field(default=3 * 3600.0, gt=0)
     max_outage: Seconds | None = Field(default=None, gt=0)
     max_failures: Annotated[int, Field(ge=0)] | str | None = None
+    window: str | None = None
+    deadline: str | None = None
 
     @field_validator("max_failures")
     @classmethod
@@ -121,10 +126,27 @@ class Limits(Table):
             raise ValueError(f'expected a number of rows, or a share such as "5%", not {most!r}')
         return most
 
+    @field_validator("window")
+    @classmethod
+    def _is_window(cls, text: str | None) -> str | None:
+        return text if text is None else str(Window.parse(text))
+
+    @field_validator("deadline")
+    @classmethod
+    def _is_deadline(cls, text: str | None) -> str | None:
+        if text is not None:
+            Deadline.parse(text)
+        return text
+
     def most_failures(self, rows: int) -> int | None:
         """How many of so many rows may fail; None: all of them."""
         most = self.max_failures
         return int(rows * float(most[:-1]) / 100) if isinstance(most, str) else most
+
+    def hours(self, began: float, zone: tzinfo | None = None) -> Hours:
+        """When a run that began then (Unix seconds) may send, by the clock of ``zone`` (None: this machine's)."""
+        deadline = None if self.deadline is None else Deadline.parse(self.deadline).moment(began, zone)
+        return Hours(window=None if self.window is None else Window.parse(self.window), deadline=deadline, zone=zone)
 
 
 class Output(Table):

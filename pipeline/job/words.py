@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from datetime import time
 from pathlib import Path
 from typing import Any, get_args
 
@@ -53,7 +54,7 @@ def _problem(item: Any, job: type[BaseModel]) -> str:
 def _not(loc: Sequence[Any], found: Any) -> str:
     if any("key" in str(part) for part in loc):
         return ""
-    kinds = {dict: "a table", list: "a list", bool: str(found).lower()}
+    kinds = {dict: "a table", list: "a list", bool: str(found).lower(), time: str(found)}
     return f", not {kinds.get(type(found), repr(found))}"
 
 
