@@ -11,8 +11,9 @@ import orjson
 
 from pipeline.display import Display, Logged, Silent
 from pipeline.ending import how_it_ended
-from pipeline.errors import PipelineError
+from pipeline.errors import IncompleteError, PipelineError
 from pipeline.guards import check_rebuying
+from pipeline.hours import Hours
 from pipeline.job import Job
 from pipeline.journal import Counts, Index, Lock, Recovered, reader
 from pipeline.progress import StatusFile
@@ -36,12 +37,15 @@ class Run:
         display: Display | None = None,
         confirm: Callable[[str], bool] | None = None,
         signals: Signals | None = None,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._job = job
         self._wishes = wishes
         self._display = Logged(display or Silent(), job.run_folder)
         self._confirm = confirm
         self._signals = signals or Signals()
+        self._wall_clock = wall_clock
+        self._hours = Hours() if wishes.any_hour else job.limits.hours(wall_clock())
         self._started = time.monotonic()
         self._recovered: list[str] = []
 
@@ -120,14 +124,17 @@ class Run:
         if counts.pending == 0:
             return Sent()
         sending = Sending(
-            self._job, self._wishes, space, counts, display=self._display, signals=self._signals, status=status, key=key
-        )
+            self._job, self._wishes, space, counts, display=self._display, signals=self._signals, status=status, key=key,
+            hours=self._hours, wall_clock=self._wall_clock,
+        )  # fmt: skip
         return await sending.all_pending(index)
 
     async def _finish(self, space: Workspace, counts: Counts, sent: Sent) -> Summary:
         why = sent.why
         index = space.journal.index()
         after = index.counts(has_ids=space.id_column is not None)
+        if after.pending == 0 and isinstance(why, IncompleteError) and self._signals.error is None:
+            why = None  # what was in flight when the hours were over was the last
         if after.pending == 0 and self._wishes.publish and why is None:
             why = await self._publish(space)
         totals = reader.totals(space.journal.db)

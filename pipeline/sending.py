@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass, field, replace
 
+from pipeline.accounting import Accounting
+from pipeline.budget import Budget
 from pipeline.client import Client, Connection
 from pipeline.display import Logged
+from pipeline.drift import Drift
 from pipeline.errors import IncompleteError, PipelineError
 from pipeline.flow import Lasting, rates_of, share_of, slots_of
 from pipeline.guards import budget_of, drift_of
+from pipeline.hours import Hours, Lead, opened, over
 from pipeline.job import Job
-from pipeline.journal import Counts, Index, Writer, reader
+from pipeline.journal import Counts, Index, Record, Writer, history, reader
 from pipeline.judge import Controls, Rulings
 from pipeline.outage import Spell
 from pipeline.patience import Patience
 from pipeline.poison import Poison
 from pipeline.pool import Pool, Terms
 from pipeline.preflight import Preflight, accounting_of, connection_to, preflight_of
-from pipeline.progress import StatusFile, Tally
+from pipeline.progress import Activity, StatusFile, Tally
 from pipeline.reckoning import ledger_since, total
 from pipeline.records import KeyInfo
 from pipeline.signals import Signals, ending, to_the_end
@@ -48,6 +53,16 @@ class Sent:
     ledger: float | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cleared:
+    """What was found out before sending, when nothing stood against it."""
+
+    known: Preflight
+    accounting: Accounting
+    budget: Budget | None
+    drift: Drift
+
+
 class Sending:
     """``await Sending(...).all_pending(index)`` works off what is pending."""
 
@@ -62,6 +77,8 @@ class Sending:
         signals: Signals,
         status: StatusFile,
         key: str | None,
+        hours: Hours,
+        wall_clock: Callable[[], float],
     ) -> None:
         self._job = job
         self._wishes = wishes
@@ -71,30 +88,67 @@ class Sending:
         self._signals = signals
         self._status = status
         self._key = key
+        self._hours = hours
+        self._wall_clock = wall_clock
         self._tally = self._new_tally()
+        self._lead = self._new_lead()
 
     async def all_pending(self, index: Index) -> Sent:
         """Send until all is done or something stops it. Raises only for a defect of ours."""
-        space = self._space
-        space.journal.put("results", "stale")
+        self._space.journal.put("results", "stale")
         async with AsyncExitStack() as stack:
-            connection = await self._connection(stack)
-            known = await self._preflight(connection)
-            if (stopped := known.error or self._signals.error) is not None:
-                return Sent(why=stopped)
-            client = await stack.enter_async_context(Client(connection))
-            writer = space.journal.writer(slots=self._job.rows_at_once, kept=self._tally.kept)
-            share = stack.enter_context(closing(share_of(self._job, self._key, say=self._display.say)))
+            stack.callback(self._display.close)
             try:
-                pool = self._pool(client, writer, known, share)
+                self._check_hours()
+                connection = await self._connection(stack)
+                cleared = await self._clear(connection)
+                if await self._waited():
+                    cleared = await self._clear(connection)  # hours later: key and prices may not be what they were
             except PipelineError as exc:
                 return Sent(why=exc)
+            client = await stack.enter_async_context(Client(connection))
+            writer = self._space.journal.writer(slots=self._job.rows_at_once, kept=self._kept)
+            share = stack.enter_context(closing(share_of(self._job, self._key, say=self._display.say)))
+            pool = self._pool(client, writer, share, cleared)
             failure = await self._work(index, pool, writer)
-        self._display.close()
         came = self._what_came(pool, failure)
-        return replace(came, ledger=await self._ledger(connection, known, total(came.spent)))
+        return replace(came, ledger=await self._ledger(connection, cleared.known, total(came.spent)))
 
-    # before
+    # before: what would stop the run is found out before it waits for its hours, while a person may be there
+
+    def _check_hours(self) -> None:
+        """Raises ``IncompleteError`` where the window is closed and nobody wants to wait."""
+        now = self._wall_clock()
+        if self._wishes.no_wait and self._hours.opens_in_s(now) > 0:
+            raise IncompleteError(self._hours.opens(now))
+
+    async def _clear(self, connection: Connection) -> Cleared:
+        """Raises ``PipelineError`` for what stands against sending, or when a signal comes."""
+        job, journal, say = self._job, self._space.journal, self._display.say
+        known = await self._signals.heard_in(self._preflight(connection))
+        if known.error is not None:
+            raise known.error
+        accounting = accounting_of(job, known)
+        return Cleared(
+            known=known,
+            accounting=accounting,
+            budget=budget_of(job, journal, accounting, known.models.get(job.model or "")),
+            drift=drift_of(job, journal, accepted=self._wishes.allow_model_change, say=say),
+        )
+
+    async def _waited(self) -> bool:
+        """Whether the window was closed; it is open now. Raises what a signal means."""
+        now = self._wall_clock()
+        if self._hours.opens_in_s(now) <= 0:
+            return False
+        self._display.say(f"Waiting: {self._hours.opens(now)}.")
+        await self._signals.heard_in(opened(self._hours, self._wall_clock, self._show_waiting))
+        return True
+
+    def _show_waiting(self, what: str) -> None:
+        snapshot = replace(self._tally.snapshot(Activity()), doing=f"waiting: {what}")
+        self._display.show(snapshot)
+        self._status.write(snapshot)
 
     async def _connection(self, stack: AsyncExitStack) -> Connection:
         base_url = self._job.base_url
@@ -116,6 +170,10 @@ class Sending:
             self._display.say(text)
         return known
 
+    def _new_lead(self) -> Lead:
+        pace = None if self._hours == Hours() else history.pace(self._space.journal.db)
+        return Lead() if pace is None else Lead(pace.p95_s)
+
     def _new_tally(self) -> Tally:
         counts, most = self._counts, self._wishes.most
         totals = reader.totals(self._space.journal.db)
@@ -129,24 +187,21 @@ class Sending:
             cost_unknown=totals.cost_unknown,
         )
 
-    def _pool(self, client: Client, writer: Writer, known: Preflight, share: Lasting) -> Pool:
-        """Raises ``PipelineError`` when the budget cannot be kept, or is spent."""
-        job, space, note = self._job, self._space, self._display.note
-        accounting, key = accounting_of(job, known), known.key or KeyInfo()
-        accepted = self._wishes.allow_model_change
+    def _pool(self, client: Client, writer: Writer, share: Lasting, cleared: Cleared) -> Pool:
+        job, note, key = self._job, self._display.note, cleared.known.key or KeyInfo()
         return Pool(
             self._terms(),
             sender=client,
-            dialect=space.dialect,
-            accounting=accounting,
+            dialect=self._space.dialect,
+            accounting=cleared.accounting,
             keeper=writer,
-            wall_clock=time.time,
+            wall_clock=self._wall_clock,
             controls=Controls(
                 slots=slots_of(job, share, key, note=note),
                 rates=rates_of(job, share, key, note=note),
                 poison=self._poison(),
-                budget=budget_of(job, space.journal, accounting, known.models.get(job.model or "")),
-                drift=drift_of(job, space.journal, accepted=accepted, say=self._display.say),
+                budget=cleared.budget,
+                drift=cleared.drift,
             ),
         )
 
@@ -181,6 +236,7 @@ class Sending:
     async def _work(self, index: Index, pool: Pool, writer: Writer) -> PipelineError | None:
         """The pool works, the writer keeps, the display shows; the writer outlives the pool, whatever ends that."""
         items = self._space.feed.items(index, most=self._wishes.most, sample=self._wishes.sample)
+        timing = asyncio.create_task(self._close(pool), name="hours")  # first: where there is no time, nothing starts
         working = asyncio.create_task(pool.work(items), name="pool")
         writing = asyncio.create_task(writer.write(), name="journal")
         showing = asyncio.create_task(self._show(pool), name="progress")
@@ -193,9 +249,10 @@ class Sending:
             working.cancel()  # if we are cancelled ourselves; what is finished is kept all the same
             await to_the_end(ending(working))
             showing.cancel()
+            timing.cancel()
             writer.close()
             await to_the_end(ending(writing))
-        for task in (showing, working):
+        for task in (showing, timing, working):
             if not task.cancelled() and task.exception() is not None:
                 task.result()  # a defect of ours shows here, after all that is finished was kept
         failure = writing.exception()
@@ -207,6 +264,15 @@ class Sending:
         pool.drain()
         busy = pool.activity.busy
         self._display.say(f"Stopping: {busy} requests in flight are finished first; once more (Ctrl-C) cuts them off.")
+
+    async def _close(self, pool: Pool) -> None:
+        why = await over(self._hours, self._wall_clock, self._lead)
+        self._display.say(f"Stopping: {why}. {pool.activity.busy} requests in flight are finished first.")
+        pool.stop(IncompleteError(why))
+
+    def _kept(self, records: Sequence[Record]) -> None:
+        self._tally.kept(records)
+        self._lead.kept(records)
 
     async def _show(self, pool: Pool) -> None:
         written = 0.0

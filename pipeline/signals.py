@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pipeline.errors import IncompleteError, InterruptedRunError, PipelineError
 
@@ -64,6 +64,16 @@ class Signals:
         """As a first signal, from within the program: the caller was cancelled."""
         if self.error is None:
             self.error = InterruptedRunError("cancelled")
+
+    async def heard_in(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await what has nothing to drain: the first signal cancels it, and is raised in its place."""
+        task = asyncio.create_task(work, name="until-signal")
+        self.on_first(task.cancel)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            self.check()
+            raise
 
     def check(self) -> None:
         """Raise if a signal came: for the stretches of work that have nothing to drain."""

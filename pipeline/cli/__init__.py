@@ -50,6 +50,7 @@ def cli() -> None:
 @job_options
 @flow_options
 @redo_options
+@click.option("--no-wait", is_flag=True, help="Where the window is closed, end at once (exit 75); do not wait for it.")
 def run_command(**given: Any) -> int:
     """Run a job, or resume it: the same command again goes on where it stopped.
 
@@ -57,6 +58,7 @@ def run_command(**given: Any) -> int:
     Examples:
       pipeline run jobs/label_tickets.toml
       pipeline run -i rows.jsonl -o out.parquet --base-url http://localhost:8000/v1 -m MODEL -p "{{ text }}" -c 64
+      pipeline run jobs/label_tickets.toml --window 20:00-06:00
       pipeline run jobs/label_tickets.toml --retry-failed
       pipeline run jobs/label_tickets.toml --redo content=
     """
@@ -88,7 +90,7 @@ def try_command(rows: int, sample: bool, **given: Any) -> int:
     from pipeline.wishes import Wishes
 
     job = job_of(given)
-    summary = _run(job, given, Wishes(most=rows, sample=sample, publish=False))
+    summary = _run(job, given, Wishes(most=rows, sample=sample, publish=False, any_hour=True))
     shown = shown_rows(job.run_folder, rows)
     if given["as_json"]:
         _print_json(

@@ -162,6 +162,7 @@ def wishes_of(given: Mapping[str, Any]) -> Wishes:
             columns=given["redo"],
             ids=Path(given["redo_ids"]) if given["redo_ids"] else None,
         ),
+        no_wait=given["no_wait"],
         accept_changes=given["accept_changes"],
         accept_failed=given["accept_failed"],
         allow_model_change=given["allow_model_change"],
