@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -21,7 +20,7 @@ from pipeline.records import Summary
 from pipeline.results import export
 from pipeline.selection import mark
 from pipeline.sending import Sending, Sent
-from pipeline.signals import Signals, to_the_end
+from pipeline.signals import Signals
 from pipeline.wishes import Wishes
 from pipeline.workspace import Workspace, claim, make_folder, opened
 
@@ -66,8 +65,7 @@ class Run:
 
     async def _find_out(self, space: Workspace) -> tuple[Index, Counts]:
         """Index the input and see what there is to do, before anything is sent."""
-        reading = asyncio.to_thread(space.feed.index, space.spec, tick=self._tick_index)
-        index = await to_the_end(asyncio.ensure_future(reading), on_cancel=self._signals.abort)
+        index = await self._signals.in_thread(space.feed.index, space.spec, tick=self._tick_index)
         space.layout()  # a clash of columns must show now
         if (again := mark(space, self._wishes.redo)) is not None:
             self._display.say(f"{again:,} done rows match and are done again." if again else "No done row matches.")
@@ -171,10 +169,9 @@ class Run:
         if output.path.exists() and space.journal.get("results") == f"{settings} {output.path.stat().st_mtime_ns}":
             return None
         try:
-            writing = asyncio.to_thread(
+            await self._signals.in_thread(
                 export, space, path=output.path, output_format=self._job.output_format, tick=self._signals.check
             )
-            await to_the_end(asyncio.ensure_future(writing), on_cancel=self._signals.abort)
         except PipelineError as exc:
             return exc
         space.journal.put("results", f"{settings} {output.path.stat().st_mtime_ns}")

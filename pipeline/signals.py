@@ -7,11 +7,12 @@ import signal
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from pipeline.errors import IncompleteError, InterruptedRunError, PipelineError
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 class Signals:
@@ -75,6 +76,10 @@ class Signals:
             self.check()
             raise
 
+    async def in_thread(self, work: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
+        """Do what takes its time in a thread. Who cancels waits for its end: it should ``check`` now and then."""
+        return await to_the_end(asyncio.ensure_future(asyncio.to_thread(work, *args, **named)), on_cancel=self.abort)
+
     def check(self) -> None:
         """Raise if a signal came: for the stretches of work that have nothing to drain."""
         if self.error is not None:
@@ -91,6 +96,8 @@ async def to_the_end(task: asyncio.Task[T] | asyncio.Future[T], *, on_cancel: Ca
             cancelled = exc
             on_cancel()
     if cancelled is not None:
+        if not task.cancelled():
+            task.exception()  # how it ended because of that need not be told, too
         raise cancelled
     return task.result()
 

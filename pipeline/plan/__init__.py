@@ -20,6 +20,7 @@ from pipeline.plan.load import Load
 from pipeline.plan.survey import Survey, surveyed
 from pipeline.preflight import Finding, Preflight, accounting_of, connection_to, preflight_of
 from pipeline.records import EMBEDDINGS, KeyInfo
+from pipeline.signals import Signals
 from pipeline.workspace import Workspace, make_folder, opened
 
 REPLY_BYTES = 1_200  # as kept, where none is there to weigh
@@ -73,11 +74,12 @@ async def plan(job: Job, *, show: int = 0) -> Plan:
     """What a run of the job would do. Raises ``PipelineError`` for what would stop it before it looks at the gateway."""
     key = job.api_key()
     folder = make_folder(job)
+    signals = Signals()  # none are handled here: only so that an end of the whole is heard in the thread
     with Lock(folder), opened(job, slots=job.concurrency, adopt=False) as space:
         # Another prompt makes another index; what an earlier run's answers belong to must stay to be found.
         keeps = space.journal.get("spec") in (None, space.spec)
         with space.journal.all_or_nothing() if keeps else space.journal.put_back():
-            index = space.feed.index(space.spec, tick=lambda _: None)
+            index = await signals.in_thread(space.feed.index, space.spec, tick=lambda _: signals.check())
             space.layout()  # a clash of columns must show now
             counts = index.counts(has_ids=space.id_column is not None)
             survey = await surveyed(space, index, show=show)
