@@ -20,9 +20,9 @@ from pipeline.records import Attempt, Outcome
 
 RECHECK_S = 5.0  # a laptop sleeps, a clock is set: the wall clock is looked at so often
 LATEST = 1_000  # answers that tell how long answers take now
-MOST_AFTER = timedelta(days=366)
+MOST_AFTER_S = 366 * 86_400.0
 _TIME = re.compile(r"(\d{1,2}):(\d\d)")
-_AFTER = re.compile(r"(?:(\d{1,3})d)?(?:(\d{1,5})h)?(?:(\d{1,6})m(?:in)?)?(?:(\d{1,8})s)?")
+_SECONDS = re.compile(r"(?:(\d{1,3})d)?(?:(\d{1,5})h)?(?:(\d{1,6})m(?:in)?)?(?:(\d{1,8})s)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,27 +69,25 @@ class Window:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deadline:
-    """The next ``at``, a time of day; or so long ``after`` the run began."""
+    """The next ``at``, a time of day; or so long after the run began."""
 
     at: time | None = None
-    after: timedelta = timedelta()
+    after_s: float = 0.0
 
     @classmethod
     def parse(cls, text: str) -> Deadline:
         """``06:00``, or ``8h``, ``90m``, ``1h30m``. Raises ``ValueError``."""
         if (at := _time(text)) is not None:
             return cls(at=at)
-        found = _AFTER.fullmatch("".join(text.split()))
-        days, hours, minutes, seconds = (int(number or 0) for number in found.groups()) if found else (0, 0, 0, 0)
-        after = timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
-        if not timedelta() < after <= MOST_AFTER:
+        after_s = seconds(text)
+        if after_s is None or not 0 < after_s <= MOST_AFTER_S:
             raise ValueError(f'expected a time of day such as "06:00" or a while such as "8h" or "1h30m", not {text!r}')
-        return cls(after=after)
+        return cls(after_s=after_s)
 
     def moment(self, began: float, zone: tzinfo | None) -> float:
         """When it is, for a run that began then."""
         if self.at is None:
-            return began + self.after.total_seconds()
+            return began + self.after_s
         today, at = datetime.fromtimestamp(began, zone).date(), self.at
         moments = (moment(today + timedelta(days=number), at, zone) for number in count())
         return next(found for found in moments if found > began)
@@ -206,6 +204,15 @@ def shown(at: float, now: float, zone: tzinfo | None) -> str:
     """A moment as a person says it: the time of day, and which day where it is not within 24 hours."""
     local = datetime.fromtimestamp(at, zone)
     return f"{local:%H:%M}" if abs(at - now) < 86_400 else f"{local:%Y-%m-%d %H:%M}"
+
+
+def seconds(text: str) -> float | None:
+    """``45s``, ``90m``, ``1h30m``, ``2d``; None for what is no such time."""
+    found = _SECONDS.fullmatch("".join(text.split()))
+    if found is None or not text.strip():
+        return None
+    days, hours, minutes, rest = (int(number or 0) for number in found.groups())
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + rest)
 
 
 def _time(text: str) -> time | None:

@@ -50,7 +50,6 @@ def cli() -> None:
 @job_options
 @flow_options
 @redo_options
-@click.option("--no-wait", is_flag=True, help="Where the window is closed, end at once (exit 75); do not wait for it.")
 def run_command(**given: Any) -> int:
     """Run a job, or resume it: the same command again goes on where it stopped.
 

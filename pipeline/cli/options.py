@@ -89,9 +89,10 @@ def redo_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def flow_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of a run that meets an odd gateway."""
+    """Add the options of a run that meets an odd gateway, or a closed window."""
     options = [
         click.option("--wait", is_flag=True, help="Wait for a gateway that was never reached yet, too."),
+        click.option("--no-wait", is_flag=True, help="Do not wait for the window to open: end at once with 75."),
         click.option("--keep-going", is_flag=True, help="Go on although the first rows all fail alike."),
         click.option("--no-lease", is_flag=True, help="Do not share the key's limits with other runs on this machine."),
     ]
