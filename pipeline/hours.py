@@ -105,11 +105,15 @@ class Hours:
         """The window's opening that lasts at ``now``, else its next."""
         return ALWAYS if self.window is None else self.window.opening(now, self.zone)
 
+    def closes_at(self, now: float) -> float:
+        """When that opening ends, or the deadline comes."""
+        closes_at = self.opening(now).closes_at
+        return closes_at if self.deadline is None else min(closes_at, self.deadline)
+
     def left_s(self, now: float, lead_s: float = 0.0) -> float:
         """For how long rows that take ``lead_s`` may still be started; 0 when they may not."""
-        opening = self.opening(now)
-        closes_at = opening.closes_at if self.deadline is None else min(opening.closes_at, self.deadline)
-        return max(closes_at - lead_s - now, 0.0) if opening.opens_at <= now else 0.0
+        left_s = max(self.closes_at(now) - lead_s - now, 0.0)
+        return left_s if self.opening(now).opens_at <= now else 0.0
 
     def opens_in_s(self, now: float) -> float:
         """How long to wait until rows may be started; 0 when it is open, or there is nothing to wait for."""

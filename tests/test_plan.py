@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import time
 import tracemalloc
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -247,15 +249,132 @@ def test_rows_that_name_models_nobody_has(tmp_path: Path) -> None:
 def test_the_clock_of_a_key_with_a_rate(tmp_path: Path, pipeline: Pipeline) -> None:
     write_jsonl(tmp_path / "in.jsonl", rows(100))
     info = (200, {"data": [deployment("lab/priced", "openai/p", **PRICED)]})
-    key = (200, {"key": "x", "info": key_facts(rpm_limit=10)})
-    with canned(litellm(info=info, key=key, chat=(200, completion()))) as server:
-        words = ("-i", "in.jsonl", "-o", "out.jsonl", "-g", "litellm", "--base-url", server.url, "-m", "lab/priced")
-        tried = pipeline("try", *words, "-p", "{{ text }}", "-n", "10", env={"PIPELINE_API_KEY": "sk-1"})
-        ended = pipeline("plan", *words, "-p", "{{ text }}", "--json", env={"PIPELINE_API_KEY": "sk-1"})
+    words = ("-i", "in.jsonl", "-o", "out.jsonl", "-g", "litellm", "-m", "lab/priced", "-p", "{{ text }}", "--base-url")
+    env = {"PIPELINE_API_KEY": "sk-1"}
+    with canned(litellm(info=info, chat=(200, completion()))) as server:  # no rate yet: that would take a minute
+        tried = pipeline("try", *words, server.url, "-n", "10", env=env)
     assert tried.code == 0, tried.err
+    with canned(litellm(info=info, key=(200, {"key": "x", "info": key_facts(rpm_limit=10)}))) as server:
+        ended = pipeline("plan", *words, server.url, "--deadline", "8m", "--json", env=env)
+        told = pipeline("plan", *words, server.url, "--deadline", "8m", env=env)
     found = orjson.loads(ended.out)
-    assert found["seconds"]["low"] == 90 / 10 * 60
+    assert found["seconds"] == {"low": 540.0, "high": 540.0}
     assert found["measured_on"] == 10
+    finish = found["finish"]
+    assert (finish["bound"], finish["per_minute"], finish["openings"], finish["in_time"]) == ("requests", 10, 1, False)
+    assert finish["at"] == {"low": finish["begun_at"] + 540, "high": finish["begun_at"] + 540}
+    assert finish["by"] == finish["begun_at"] + 480
+    assert "Time    90 rows at 10/min: 9 min 0 s; will not finish by " in told.out
+
+
+def timed(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    now: str,
+    count: int = 10_000,
+    key: dict[str, Any] | None = None,
+    **settings: Any,
+) -> tuple[Plan, str]:
+    """The plan of so many rows, begun ``now`` in New York, and its line about the time."""
+    monkeypatch.setenv("TZ", "EST5EDT,M3.2.0,M11.1.0")
+    time.tzset()
+    write_jsonl(folder / "in.jsonl", [{"text": f"row {n}"} for n in range(count)])
+    begun = datetime.fromisoformat(now).timestamp()
+    paths = {"input.path": str(folder / "in.jsonl"), "output.path": str(folder / "out.jsonl")}
+    more = {name.replace("__", "."): value for name, value in settings.items()}
+    info = (200, {"data": [deployment("lab/priced", "openai/p", **PRICED)]})
+    with canned(litellm(info=info, key=(200, {"key": "x", "info": key_facts(**(key or {}))}))) as server:
+        gateway = {"gateway.preset": "litellm", "gateway.base_url": server.url, "model": "lab/priced"}
+        job = Job.load(None, overrides={**paths, **gateway, "request.prompt": "{{ text }}", **more})
+        found = asyncio.run(plan(job, wall_clock=lambda: begun))
+    line = next((line for line in described(found).splitlines() if line.startswith("Time")), "")
+    monkeypatch.undo()
+    time.tzset()
+    return found, line.removeprefix("Time").strip()
+
+
+@pytest.mark.parametrize(
+    ("now", "limits", "says"),
+    [
+        ("2026-11-24 21:00", {}, "10,000 rows at 30/min: 5 h 34 min or more, not before 2026-11-25 02:33 if begun now"),
+        ("2026-11-24 21:00", {"deadline": "8h"}, "10,000 rows at 30/min: 5 h 34 min or more; may not finish by 05:00"),
+        ("2026-11-25 01:00", {"deadline": "06:00"}, "10,000 rows at 30/min: 5 h 34 min or more; will not finish by 06:00"),
+        ("2026-11-25 01:00", {"window": "20:00-06:00"}, "10,000 rows at 30/min: 5 h 34 min or more; will not finish by 06:00: 2 nights, not before 2026-11-25 20:33"),
+        ("2026-11-24 12:00", {"window": "22:00-24:00"}, "10,000 rows at 30/min: 5 h 34 min or more; will not finish by 00:00: 3 nights, not before 2026-11-26 23:33"),
+        ("2026-11-24 12:00", {"window": "12:00-14:00"}, "10,000 rows at 30/min: 5 h 34 min or more; will not finish by 14:00: 3 days, not before 2026-11-26 13:33"),
+    ],
+)  # fmt: skip
+def test_whether_it_will_finish_in_its_hours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, now: str, limits: dict[str, str], says: str
+) -> None:
+    """Before anything was answered the rate alone tells, and only the least."""
+    given = {f"limits__{name}": value for name, value in limits.items()}
+    found, line = timed(tmp_path, monkeypatch, now, gateway__rpm=30, **given)
+    assert line == f"{says} (an estimate)"
+    assert found.seconds == Span(low=20_000.0, high=None)
+    assert found.finish is not None and (found.finish.bound, found.finish.per_minute) == ("requests", 30.0)
+
+
+@pytest.mark.parametrize(
+    ("job_rpm", "key_rpm", "tpm", "bound", "per_minute"),
+    [
+        (None, None, None, None, None),
+        (60, None, None, "requests", 60.0),
+        (None, 20, None, "requests", 20.0),
+        (60, 20, None, "requests", 20.0),
+        (10, 20, None, "requests", 10.0),
+        (6000, None, 100, "tokens", 100.0),
+    ],
+)
+def test_the_least_rate_that_anybody_named_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job_rpm: int, key_rpm: int, tpm: int, bound: str, per_minute: float
+) -> None:
+    rates = {"gateway__rpm": job_rpm, "gateway__tpm": tpm}
+    given = {name: value for name, value in rates.items() if value is not None}
+    found, line = timed(tmp_path, monkeypatch, "2026-11-24 21:00", 600, {"rpm_limit": key_rpm}, **given)
+    if bound is None:
+        assert found.finish is None and line.startswith("unknown until")
+        return
+    assert found.finish is not None
+    assert (found.finish.bound, found.finish.per_minute) == (bound, per_minute)
+    assert f"at {per_minute:g}{' tokens' if bound == 'tokens' else ''}/min" in line
+
+
+def test_lumen_is_known_to_grant_30_a_minute(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "in.jsonl", rows(90))
+    with canned(lumen(lumen_model())) as server:
+        settings = {
+            "gateway.preset": "lumen",
+            "gateway.base_url": server.url,
+            "model": "dummy",
+            "request.prompt": "{{ text }}",
+        }
+        paths = {"input.path": str(tmp_path / "in.jsonl"), "output.path": str(tmp_path / "out.jsonl")}
+        job = Job.load(None, overrides={**settings, **paths, "gateway.api_key_env": "LUMEN_TEST_KEY"})
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("LUMEN_TEST_KEY", "key-1")
+            found = asyncio.run(plan(job))
+    assert found.seconds == Span(low=180.0, high=None)
+
+
+def test_slots_bind_where_the_rate_does_not_and_the_night_is_long_enough(bench: Bench) -> None:
+    bench.write(rows(60))
+    bench.run(Wishes(most=20, publish=False))
+    evening = datetime.now().replace(hour=20, minute=0, second=0).timestamp()
+    job = Job.load(None, overrides={**bench.settings, "limits.window": "20:00-06:00", "gateway.rpm": 1e6})
+    found = asyncio.run(plan(job, wall_clock=lambda: evening))
+    assert found.finish is not None and (found.finish.bound, found.finish.in_time) == ("slots", True)
+    assert "40 rows with 8 requests at once: " in described(found)
+    assert "; will finish by 06:00 (an estimate)" in described(found)
+
+
+def test_what_is_left_of_max_cost_total(bench: Bench) -> None:
+    bench.write(rows(60))
+    spent = bench.run(Wishes(most=20, publish=False), **PRICES)[0].cost["USD"]
+    enough = planned(bench, limits__max_cost_total=10 * spent, **PRICES)
+    assert "max_cost_total" not in described(enough)
+    short = planned(bench, limits__max_cost_total=2 * spent, **PRICES)
+    assert f"limits.max_cost_total does not suffice: {spent:,.4f} are left" in described(short)
 
 
 def test_memory_does_not_grow_with_the_input(tmp_path: Path) -> None:

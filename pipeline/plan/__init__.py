@@ -7,14 +7,17 @@ next run will find it as it would make it.
 from __future__ import annotations
 
 import shutil
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.accounting import PriceOf
 from pipeline.guards import REBUYING_SHARE
 from pipeline.job import Job
-from pipeline.journal import Counts, Lock, history
+from pipeline.journal import Counts, Lock, history, reader
 from pipeline.jsonio import loads
+from pipeline.plan.finish import Finish, allowance_of, finish_of, needed
 from pipeline.plan.forecast import NOTHING, Span
 from pipeline.plan.load import Load
 from pipeline.plan.survey import Survey, surveyed
@@ -25,7 +28,7 @@ from pipeline.workspace import Workspace, make_folder, opened
 
 REPLY_BYTES = 1_200  # as kept, where none is there to weigh
 ROW_BYTES = 400  # of a row in the journal besides its reply
-__all__ = ["Body", "Plan", "Span", "plan"]
+__all__ = ["Body", "Finish", "Plan", "Span", "plan"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +45,8 @@ class Plan:
     """What a run would do. ``copies`` of the pending rows ask what another one asks; ``failing`` ones cannot be sent.
 
     ``measured_on``: so many done rows stand behind the estimates; 0 makes them a guess. ``cost`` is by unit and leaves out
-    ``cost_unknown`` rows; ``seconds`` is None as long as no answer has been timed.
+    ``cost_unknown`` rows; ``seconds`` of sending and ``finish`` are None as long as no answer has been timed and no rate is
+    known.
     """
 
     exit_code: int
@@ -63,6 +67,7 @@ class Plan:
     cost: dict[str, Span]
     cost_unknown: int
     seconds: Span | None
+    finish: Finish | None
     disk_needed: int
     disk_free: int
     budget_left: float | None
@@ -70,8 +75,8 @@ class Plan:
     bodies: list[Body] = field(default_factory=list)
 
 
-async def plan(job: Job, *, show: int = 0) -> Plan:
-    """What a run of the job would do. Raises ``PipelineError`` for what would stop it before it looks at the gateway."""
+async def plan(job: Job, *, show: int = 0, wall_clock: Callable[[], float] = time.time) -> Plan:
+    """What a run of the job would do, were it begun now. Raises ``PipelineError`` for what would stop it before it looks at the gateway."""
     key = job.api_key()
     folder = make_folder(job)
     signals = Signals()  # none are handled here: only so that an end of the whole is heard in the thread
@@ -84,7 +89,7 @@ async def plan(job: Job, *, show: int = 0) -> Plan:
             counts = index.counts(has_ids=space.id_column is not None)
             survey = await surveyed(space, index, show=show)
             known = await _asked(job, space, key.get_secret_value() if key else None)
-            return _Reckoning(job, space, counts, survey, known).plan()
+            return _Reckoning(job, space, counts, survey, known).plan(wall_clock())
 
 
 async def _asked(job: Job, space: Workspace, key: str | None) -> Preflight:
@@ -107,7 +112,7 @@ class _Reckoning:
         self._prices = accounting_of(job, known)
         self._findings = list(known.findings)
 
-    def plan(self) -> Plan:
+    def plan(self, now: float) -> Plan:
         counts, key = self._counts, self._known.key or KeyInfo()
         rows = sum(load.rows for load in self._loads.values())
         prompt, completion = NOTHING, NOTHING
@@ -117,13 +122,17 @@ class _Reckoning:
         slots = min(self._job.concurrency, key.parallel or self._job.concurrency)
         cost, unknown = self._cost()
         budget_left = None if key.max_budget is None else max(key.max_budget - (key.spend or 0.0), 0.0)
-        needed, free = self._disk(completion)
+        room, free = self._disk(completion)
+        need = needed(
+            rows / self._job.pack, prompt.plus(completion), allowance_of(self._job, key), slots=slots,
+            pace=history.pace(self._space.journal.db),
+        )  # fmt: skip
         self._note_rows()
         self._note_context()
         self._note_money(cost, unknown, budget_left)
-        if needed > free:
+        if room > free:
             self._warn(
-                f"the disk of {self._space.folder} is too full: about {needed:,} bytes are needed, {free:,} are free"
+                f"the disk of {self._space.folder} is too full: about {room:,} bytes are needed, {free:,} are free"
             )
         stop = next((finding.exit_code for finding in self._findings if finding.level == "stop"), 0)
         return Plan(
@@ -132,7 +141,8 @@ class _Reckoning:
             copies=history.copies(self._space.journal.db), failing=self._survey.failing, slots=slots,
             measured_on=sum(load.prompt.rows for load in self._loads.values() if load.is_measured),
             prompt_tokens=prompt.rounded(), completion_tokens=completion.rounded(), cost=cost, cost_unknown=unknown,
-            seconds=self._seconds(rows, slots, key, prompt.plus(completion)), disk_needed=needed, disk_free=free,
+            seconds=None if need is None else need.seconds, disk_needed=room, disk_free=free,
+            finish=None if need is None else finish_of(need, self._job.limits.hours(now), now),
             budget_left=budget_left, run_folder=str(self._space.folder), bodies=self._bodies(),
         )  # fmt: skip
 
@@ -165,16 +175,6 @@ class _Reckoning:
             else:
                 cost[unit] = cost.get(unit, NOTHING).plus(span)
         return cost, unknown
-
-    def _seconds(self, rows: int, slots: int, key: KeyInfo, tokens: Span) -> Span | None:
-        pace = history.pace(self._space.journal.db)
-        if pace is None:
-            return None
-        calls = rows / self._job.pack
-        least = 0.0 if key.rpm is None else calls / key.rpm * 60
-        if key.tpm is not None:
-            least = max(least, tokens.low / key.tpm * 60)
-        return Span(low=max(calls * pace.p50_s / slots, least), high=max(calls * pace.p95_s / slots, least))
 
     def _disk(self, completion: Span) -> tuple[int, int]:
         """Journal and results file, roughly."""
@@ -226,12 +226,16 @@ class _Reckoning:
                 self._findings.append(Finding(level="ok", text=words))
 
     def _note_money(self, cost: dict[str, Span], unknown: int, budget_left: float | None) -> None:
-        limits = {"the key's budget": budget_left, "limits.max_cost": self._job.limits.max_cost}
+        limits, total = self._job.limits, self._job.limits.max_cost_total
+        left_of_total = None if total is None else max(total - reader.spent(self._space.journal.db), 0.0)
+        lefts = {
+            "the key's budget": budget_left, "limits.max_cost": limits.max_cost, "limits.max_cost_total": left_of_total,
+        }  # fmt: skip
         if unknown:
             self._warn(
                 f'the price of {unknown:,} rows is unknown: the gateway lists none; the job may, in [prices."MODEL"]'
             )
-        for name, left in limits.items():
+        for name, left in lefts.items():
             for span in cost.values():
                 if left is None or (span.high is not None and span.high <= left):
                     continue

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from datetime import datetime, timedelta
+import math
+from datetime import datetime
 
+from pipeline.hours import shown
 from pipeline.jsonio import dumps
-from pipeline.plan import Plan
+from pipeline.plan import Finish, Plan
 from pipeline.plan.forecast import Span
 from pipeline.progress import duration, money
 
@@ -60,12 +61,34 @@ def _cost(plan: Plan) -> str:
 
 
 def _time(plan: Plan) -> str:
-    span = plan.seconds
-    if span is None:
+    span, finish = plan.seconds, plan.finish
+    if span is None or finish is None:
         return "unknown until some rows have been answered: pipeline try"
-    text = _range(duration(span.low), duration(span.high or span.low))
-    end = datetime.fromtimestamp(time.time()).astimezone() + timedelta(seconds=span.high or span.low)
-    return f"{text} with {plan.slots} requests at once, until {end:%Y-%m-%d %H:%M} if begun now (an estimate)"
+    low = _whole(span.low)
+    lasts = f"{low} or more" if span.high is None else _range(low, _whole(span.high))
+    text = f"{plan.pending - plan.failing:,} rows {_pace(plan, finish)}: {lasts}"
+    end = f"until {_moment(finish.at.high)}" if finish.at.high else f"not before {_moment(finish.at.low)}"
+    if finish.by is None:
+        return f"{text}, {end} if begun now (an estimate)"
+    verdict = {True: "will finish", False: "will not finish", None: "may not finish"}[finish.in_time]
+    by_night = datetime.fromtimestamp(finish.by).astimezone().hour < 12
+    takes = f": {finish.openings} {'nights' if by_night else 'days'}, {end}" if finish.openings > 1 else ""
+    return f"{text}; {verdict} by {shown(finish.by, finish.begun_at, None)}{takes} (an estimate)"
+
+
+def _moment(at: float) -> str:
+    return f"{datetime.fromtimestamp(at).astimezone():%Y-%m-%d %H:%M}"
+
+
+def _pace(plan: Plan, finish: Finish) -> str:
+    if finish.bound == "slots":
+        return f"with {plan.slots} requests at once"
+    return f"at {finish.per_minute:,g}{' tokens' if finish.bound == 'tokens' else ''}/min"
+
+
+def _whole(seconds: float) -> str:
+    """Whole minutes where it takes hours, and rather one more."""
+    return duration(60 * math.ceil(seconds / 60) if seconds >= 3600 else seconds)
 
 
 def _size(count: int) -> str:
