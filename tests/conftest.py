@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,12 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Rows of a JSONL file."""
     return [orjson.loads(line) for line in path.read_bytes().splitlines()]
+
+
+def window_in(minutes: int) -> str:
+    """A window of an hour that opens in so many minutes, by this machine's clock."""
+    opens = datetime.now() + timedelta(minutes=minutes)
+    return f"{opens:%H:%M}-{opens + timedelta(hours=1):%H:%M}"
 
 
 class Server:

@@ -10,25 +10,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
-from conftest import Bench, Pipeline, Server, clean_environment, read_jsonl, write_jsonl
+from conftest import Bench, Pipeline, Server, clean_environment, read_jsonl, window_in, write_jsonl
 
 from pipeline import Job, Summary, Wishes
 from pipeline.hours import Window
 from pipeline.run import Run
 
 ROWS = [{"id": f"r{n}", "text": f"row {n}"} for n in range(60)]
-
-
-def window_in(minutes: int) -> str:
-    """A window of an hour that opens in so many minutes, by this machine's clock."""
-    opens = datetime.now() + timedelta(minutes=minutes)
-    return f"{opens:%H:%M}-{opens + timedelta(hours=1):%H:%M}"
 
 
 def command(server: Server, *more: str) -> list[str]:
@@ -157,7 +150,9 @@ def test_no_wait_is_exit_75_with_the_sentence_and_asks_nobody(bench: Bench, pipe
 def test_a_deadline_before_the_window_opens_is_not_waited_for(bench: Bench, pipeline: Pipeline) -> None:
     bench.write(ROWS[:3])
     window = window_in(120)
+    before = bench.server.ledger()["totals"]
     ended = pipeline(*command(bench.server, "--window", window, "--deadline", "1h"))
+    assert bench.server.ledger()["totals"] == before
     assert ended.code == 75
     assert f"leaves no time for new rows; the window {window} opens at {window[:5]}" in ended.err
 
