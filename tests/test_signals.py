@@ -56,5 +56,5 @@ def test_ctrl_c_is_heard_while_plan_reads_the_input(tmp_path: Path) -> None:
     errors = process.communicate(timeout=60)[1]
     print(f"SIGINT: heard after {time.monotonic() - began:.2f} s")
     assert process.returncode == 130, errors
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 1.5
     assert errors.strip() == "pipeline: interrupted; nothing finished is lost, the same command goes on"
