@@ -19,8 +19,10 @@ from itertools import count
 from pipeline.records import Attempt, Outcome
 
 RECHECK_S = 5.0  # a laptop sleeps, a clock is set: the wall clock is looked at so often
+DAY_S = 86_400.0
+EXACT = 60  # openings; it is worked out twice a second
 LATEST = 1_000  # answers that tell how long answers take now
-MOST_AFTER_S = 366 * 86_400.0
+MOST_AFTER_S = 366 * DAY_S
 _TIME = re.compile(r"(\d{1,2}):(\d\d)")
 _SECONDS = re.compile(r"(?:(\d{1,3})d)?(?:(\d{1,5})h)?(?:(\d{1,6})m(?:in)?)?(?:(\d{1,8})s)?")
 
@@ -135,9 +137,15 @@ class Hours:
         return f"{text}; {self.opens(now)}" if opening.opens_at > now else text
 
     def finish(self, now: float, needed_s: float) -> tuple[float, int]:
-        """When so much sending is done that begins now, whatever the deadline, and in how many openings."""
+        """When so much sending is done that begins now, whatever the deadline, and in how many openings.
+
+        After ``EXACT`` of them the rest is taken to be like the last.
+        """
         opening, openings = self.opening(now), 1
         while (now := max(now, opening.opens_at)) + needed_s > opening.closes_at:
+            if openings > EXACT:
+                more, needed_s = divmod(needed_s, opening.closes_at - opening.opens_at)
+                return now + more * DAY_S + needed_s, openings + int(more)
             needed_s -= opening.closes_at - now
             now = opening.closes_at
             opening, openings = self.opening(now), openings + 1
@@ -207,7 +215,7 @@ def moment(day: date, at: time, zone: tzinfo | None) -> float:
 def shown(at: float, now: float, zone: tzinfo | None) -> str:
     """A moment as a person says it: the time of day, and which day where it is not within 24 hours."""
     local = datetime.fromtimestamp(at, zone)
-    return f"{local:%H:%M}" if abs(at - now) < 86_400 else f"{local:%Y-%m-%d %H:%M}"
+    return f"{local:%H:%M}" if abs(at - now) < DAY_S else f"{local:%Y-%m-%d %H:%M}"
 
 
 def seconds(text: str) -> float | None:

@@ -25,7 +25,7 @@ from pipeline.patience import Patience
 from pipeline.poison import Poison
 from pipeline.pool import Pool, Terms
 from pipeline.preflight import Preflight, accounting_of, connection_to, preflight_of
-from pipeline.progress import Activity, StatusFile, Tally
+from pipeline.progress import Activity, Snapshot, StatusFile, Tally
 from pipeline.reckoning import ledger_since, total
 from pipeline.records import KeyInfo
 from pipeline.signals import Signals, ending, to_the_end
@@ -146,7 +146,7 @@ class Sending:
         return True
 
     def _show_waiting(self, what: str) -> None:
-        snapshot = replace(self._tally.snapshot(Activity()), doing=f"waiting: {what}")
+        snapshot = replace(self._snapshot(Activity()), doing=f"waiting: {what}")
         self._display.show(snapshot)
         self._status.write(snapshot)
 
@@ -265,6 +265,13 @@ class Sending:
         busy = pool.activity.busy
         self._display.say(f"Stopping: {busy} requests in flight are finished first; once more (Ctrl-C) cuts them off.")
 
+    def _snapshot(self, activity: Activity) -> Snapshot:
+        """As the tally has it, and what is left laid into the hours: the closed ones count."""
+        snapshot, now = self._tally.snapshot(activity), self._wall_clock()
+        if snapshot.eta_s is None:
+            return snapshot
+        return replace(snapshot, eta_s=self._hours.finish(now, snapshot.eta_s)[0] - now)
+
     async def _close(self, pool: Pool) -> None:
         why = await over(self._hours, self._wall_clock, self._lead)
         self._display.say(f"Stopping: {why}. {pool.activity.busy} requests in flight are finished first.")
@@ -277,7 +284,7 @@ class Sending:
     async def _show(self, pool: Pool) -> None:
         written = 0.0
         while True:
-            snapshot = self._tally.snapshot(pool.activity)
+            snapshot = self._snapshot(pool.activity)
             self._display.show(snapshot)
             if time.monotonic() - written >= STATUS_EVERY_S:
                 written = time.monotonic()

@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import orjson
 import pytest
@@ -19,6 +18,7 @@ from conftest import Bench, Pipeline, Server, clean_environment, read_jsonl, win
 
 from pipeline import Job, Summary, Wishes
 from pipeline.hours import Window
+from pipeline.progress import Snapshot
 from pipeline.run import Run
 
 ROWS = [{"id": f"r{n}", "text": f"row {n}"} for n in range(60)]
@@ -55,30 +55,32 @@ def test_a_deadline_in_the_middle(tmp_path: Path, serve: Callable[..., Server], 
     assert [row["custom_id"] for row in read_jsonl(tmp_path / "out.jsonl")] == [row["id"] for row in ROWS[:36]]
 
 
-def run_at(
-    bench: Bench, moment: float, wishes: Wishes | None = None, **limits: str
-) -> tuple[Summary, float, list[str]]:
-    """Run the job as if it were ``moment`` now; its summary, how long it took, and what it was seen to do."""
+class Seen:
+    """A display that remembers."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.etas_s: list[float] = []
+
+    def show(self, snapshot: Snapshot) -> None:
+        """What it does, and for how long."""
+        self.texts.append(snapshot.doing)
+        self.etas_s.append(snapshot.eta_s or 0.0)
+
+    def say(self, text: str) -> None:
+        """Said."""
+        self.texts.append(text)
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+def run_at(bench: Bench, moment: float, **limits: str) -> tuple[Summary, float, Seen]:
+    """Run the job as if it were ``moment`` now; its summary, how long it took, and what was seen of it."""
     ahead = moment - time.time()
-    overrides = {**bench.settings, **{f"limits.{key}": value for key, value in limits.items()}}
-    seen: list[str] = []
-
-    class Seen:
-        """A display that remembers."""
-
-        def show(self, snapshot: Any) -> None:
-            """What it does."""
-            seen.append(snapshot.doing)
-
-        def say(self, text: str) -> None:
-            """Said."""
-            seen.append(text)
-
-        def close(self) -> None:
-            """Nothing."""
-
-    job = Job.load(None, overrides=overrides)
-    run = Run(job, wishes or Wishes(), display=Seen(), wall_clock=lambda: time.time() + ahead)
+    job = Job.load(None, overrides={**bench.settings, **{f"limits.{key}": value for key, value in limits.items()}})
+    seen = Seen()
+    run = Run(job, Wishes(), display=seen, wall_clock=lambda: time.time() + ahead)
     began = time.monotonic()
     return asyncio.run(run.live()), time.monotonic() - began, seen
 
@@ -89,8 +91,8 @@ def test_a_run_waits_for_its_window_and_says_so(bench: Bench) -> None:
     summary, took, seen = run_at(bench, opening.opens_at - 1.5, window="20:00-06:00")
     assert (summary.exit_code, summary.completed) == (0, 10)
     assert 1.5 <= took < 4
-    assert "Waiting: the window 20:00-06:00 opens at 20:00." in seen
-    assert "waiting: the window 20:00-06:00 opens at 20:00" in seen
+    assert "Waiting: the window 20:00-06:00 opens at 20:00." in seen.texts
+    assert "waiting: the window 20:00-06:00 opens at 20:00" in seen.texts
 
 
 def test_a_window_that_closes_in_the_middle(bench: Bench, serve: Callable[..., Server]) -> None:
@@ -105,7 +107,21 @@ def test_a_window_that_closes_in_the_middle(bench: Bench, serve: Callable[..., S
     assert summary.sent == bench.server.ledger()["totals"]["billed"]
     lead = "(answers take up to 1 s)"  # as this run found
     assert summary.reason == f"the window 20:00-06:00 leaves no time for new rows {lead}; it opens again at 20:00"
-    assert any(re.fullmatch(r"Stopping: .* [1-4] requests in flight are finished first\.", text) for text in seen)
+    assert max(seen.etas_s) > 12 * 3600, "the day in between counts"
+    assert any(re.fullmatch(r"Stopping: .* [1-4] requests in flight are finished first\.", text) for text in seen.texts)
+
+
+def test_a_gateway_that_says_no_for_ever_is_left_at_the_deadline(bench: Bench, serve: Callable[..., Server]) -> None:
+    bench.server = serve(faults=[{"fault": 429}])
+    bench.settings |= {"gateway.base_url": bench.server.url}
+    bench.write(ROWS)
+    summary, took, seen = run_at(bench, time.time(), deadline="2s")
+    requests = bench.server.ledger()["totals"]["requests"]
+    print(f"429 for ever, deadline of 2 s: {took:.2f} s, {requests} requests")
+    assert (summary.exit_code, summary.pending, summary.failed, summary.attempts) == (75, len(ROWS), 0, 0)
+    assert any(text.startswith("the rate limit is used up: all wait") for text in seen.texts)
+    assert took < 4
+    assert requests < 10
 
 
 def test_what_answers_took_before_is_the_lead_of_the_next_run(bench: Bench, serve: Callable[..., Server]) -> None:
@@ -127,7 +143,7 @@ def test_rows_that_were_the_last_when_the_hours_were_over_are_published(
     bench.settings |= {"gateway.base_url": bench.server.url}
     bench.write(ROWS[:1])
     summary, _, seen = run_at(bench, time.time(), deadline="1s")
-    assert any(text.startswith("Stopping: the deadline") for text in seen)
+    assert any(text.startswith("Stopping: the deadline") for text in seen.texts)
     assert (summary.exit_code, summary.reason, summary.sent) == (0, "finished", 1)
     assert len(bench.results()) == 1
 

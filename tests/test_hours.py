@@ -247,10 +247,19 @@ def test_the_words() -> None:
         ("20:00-06:00", "2026-11-25 05:00", 22.0, "2026-11-27 21:00", 4),
         ("20:00-06:00", "2026-10-31 12:00", 10.5, "2026-11-01 05:30", 1),  # the long night
         ("20:00-06:00", "2026-11-24 21:00", 0.0, "2026-11-24 21:00", 1),
+        ("20:00-06:00", "2026-11-24 12:00", 5.0 + 10 * 99, "2027-03-04 01:00", 100),
     ],
 )
 def test_when_so_much_work_is_done(window: str | None, now: str, needed_h: float, done: str, openings: int) -> None:
     assert hours(window).finish(at(now), needed_h * H) == (at(done), openings)
+
+
+def test_work_for_a_thousand_years_is_told_at_once() -> None:
+    noon, began = at("2026-11-24 12:00"), time.perf_counter()
+    done, openings = hours("20:00-06:00").finish(noon, 365_000 * 10 * H)
+    assert openings == pytest.approx(365_000, abs=1)
+    assert (done - noon) / 86_400 == pytest.approx(365_000, abs=1)
+    assert time.perf_counter() - began < 0.1
 
 
 def test_the_lead_is_what_19_of_20_of_the_latest_answers_took() -> None:

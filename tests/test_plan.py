@@ -315,6 +315,11 @@ def test_whether_it_will_finish_in_its_hours(
     assert found.finish is not None and (found.finish.bound, found.finish.per_minute) == ("requests", 30.0)
 
 
+def test_a_rate_that_takes_until_the_end_of_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, line = timed(tmp_path, monkeypatch, "2026-11-24 21:00", gateway__rpm=1e-6)
+    assert "not before 9987-" in line
+
+
 @pytest.mark.parametrize(
     ("job_rpm", "key_rpm", "tpm", "bound", "per_minute"),
     [

@@ -11,6 +11,7 @@ from pipeline.plan import Finish, Plan
 from pipeline.plan.forecast import Span
 from pipeline.progress import duration, money
 
+END_OF_TIME = 253_000_000_000.0  # datetime knows no year after 9999
 _SIGNS = {"ok": "ok", "warn": "note", "stop": "STOP"}
 
 
@@ -77,7 +78,7 @@ def _time(plan: Plan) -> str:
 
 
 def _moment(at: float) -> str:
-    return f"{datetime.fromtimestamp(at).astimezone():%Y-%m-%d %H:%M}"
+    return f"{datetime.fromtimestamp(min(at, END_OF_TIME)).astimezone():%Y-%m-%d %H:%M}"
 
 
 def _pace(plan: Plan, finish: Finish) -> str:
