@@ -177,7 +177,10 @@ class _Asking:
         if verdict.kind is Kind.FATAL:
             self._refuse(verdict)
         elif verdict.kind is not Kind.REJECTED:
-            self.away = verdict
+            if (
+                verdict.kind is Kind.OUTAGE and reply.status != 200
+            ):  # else only the list may be odd: the first row tells
+                self.away = verdict
             self._say(
                 "warn", f"the gateway cannot be asked now ({verdict.code}): {verdict.message}. A run waits for it"
             )

@@ -8,14 +8,11 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass, field, replace
 
-from pipeline.accounting import Accounting
-from pipeline.budget import Budget
+from pipeline.clearing import Cleared, Clearing
 from pipeline.client import Client, Connection
 from pipeline.display import Logged
-from pipeline.drift import Drift
 from pipeline.errors import IncompleteError, PipelineError
 from pipeline.flow import Lasting, rates_of, share_of, slots_of
-from pipeline.guards import budget_of, drift_of
 from pipeline.hours import Hours, Lead, opened, over
 from pipeline.job import Job
 from pipeline.journal import Counts, Index, Record, Writer, history, reader
@@ -24,7 +21,7 @@ from pipeline.outage import Spell
 from pipeline.patience import Patience
 from pipeline.poison import Poison
 from pipeline.pool import Pool, Terms
-from pipeline.preflight import Preflight, accounting_of, connection_to, preflight_of
+from pipeline.preflight import Preflight, connection_to
 from pipeline.progress import Activity, Snapshot, StatusFile, Tally
 from pipeline.reckoning import ledger_since, total
 from pipeline.records import KeyInfo
@@ -51,16 +48,6 @@ class Sent:
     outages: list[Spell] = field(default_factory=list)
     spent: dict[str, dict[str, float]] = field(default_factory=dict)
     ledger: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cleared:
-    """What was found out before sending, when nothing stood against it."""
-
-    known: Preflight
-    accounting: Accounting
-    budget: Budget | None
-    drift: Drift
 
 
 class Sending:
@@ -92,6 +79,11 @@ class Sending:
         self._wall_clock = wall_clock
         self._tally = self._new_tally()
         self._lead = self._new_lead()
+        self._patience = Patience(wait=wishes.wait, max_outage_s=job.limits.max_outage)
+        self._clearing = Clearing(
+            job, wishes, space, patience=self._patience, reached=counts.bought > 0, hours=hours, wall_clock=wall_clock,
+            say=display.say, show=self._show_activity,
+        )  # fmt: skip
 
     async def all_pending(self, index: Index) -> Sent:
         """Send until all is done or something stops it. Raises only for a defect of ours."""
@@ -101,11 +93,13 @@ class Sending:
             try:
                 self._check_hours()
                 connection = await self._connection(stack)
-                cleared = await self._clear(connection)
+                cleared = await self._signals.heard_in(self._clearing.cleared(connection))
                 if await self._waited():
-                    cleared = await self._clear(connection)  # hours later: key and prices may not be what they were
+                    cleared = await self._signals.heard_in(
+                        self._clearing.cleared(connection)
+                    )  # hours later: key and prices may not be what they were
             except PipelineError as exc:
-                return Sent(why=exc)
+                return Sent(why=exc, outages=self._keep_outages([]))
             client = await stack.enter_async_context(Client(connection))
             writer = self._space.journal.writer(slots=self._job.rows_at_once, kept=self._kept)
             share = stack.enter_context(closing(share_of(self._job, self._key, say=self._display.say)))
@@ -122,20 +116,6 @@ class Sending:
         if self._wishes.no_wait and self._hours.opens_in_s(now) > 0:
             raise IncompleteError(self._hours.opens(now))
 
-    async def _clear(self, connection: Connection) -> Cleared:
-        """Raises ``PipelineError`` for what stands against sending, or when a signal comes."""
-        job, journal, say = self._job, self._space.journal, self._display.say
-        known = await self._signals.heard_in(self._preflight(connection))
-        if known.error is not None:
-            raise known.error
-        accounting = accounting_of(job, known)
-        return Cleared(
-            known=known,
-            accounting=accounting,
-            budget=budget_of(job, journal, accounting, known.models.get(job.model or "")),
-            drift=drift_of(job, journal, accepted=self._wishes.allow_model_change, say=say),
-        )
-
     async def _waited(self) -> bool:
         """Whether the window was closed; it is open now. Raises what a signal means."""
         now = self._wall_clock()
@@ -146,7 +126,11 @@ class Sending:
         return True
 
     def _show_waiting(self, what: str) -> None:
-        snapshot = replace(self._snapshot(Activity()), doing=f"waiting: {what}")
+        self._show_activity(Activity(), doing=f"waiting: {what}")
+
+    def _show_activity(self, activity: Activity, *, doing: str | None = None) -> None:
+        snapshot = self._snapshot(activity)
+        snapshot = snapshot if doing is None else replace(snapshot, doing=doing)
         self._display.show(snapshot)
         self._status.write(snapshot)
 
@@ -158,17 +142,6 @@ class Sending:
             simulator = await stack.enter_async_context(Simulator(Settings(latency_s=0.05, jitter=0.4)))
             base_url = simulator.base_url
         return connection_to(self._job, base_url, self._space.dialect, self._key)
-
-    async def _preflight(self, connection: Connection) -> Preflight:
-        """What cannot work must not begin; a gateway whose list of models binds nobody is not asked, the first row tells."""
-        if not self._space.dialect.lists_all:
-            return Preflight()
-        known = await preflight_of(self._space, connection, reached=self._counts.bought > 0)
-        if self._job.limits.on_budget == "wait":
-            known = known.waiting_for_budget
-        for text in known.warnings:
-            self._display.say(text)
-        return known
 
     def _new_lead(self) -> Lead:
         pace = None if self._hours == Hours() else history.pace(self._space.journal.db)
@@ -221,10 +194,6 @@ class Sending:
             pack=job.pack,
             pack_tokens=job.request.pack_tokens,
         )
-
-    @property
-    def _patience(self) -> Patience:
-        return Patience(wait=self._wishes.wait, max_outage_s=self._job.limits.max_outage)
 
     def _poison(self) -> Poison:
         counts = self._counts
@@ -299,17 +268,21 @@ class Sending:
 
     def _what_came(self, pool: Pool, failure: PipelineError | None) -> Sent:
         journal = self._space.journal
-        for spell in pool.outages:
-            journal.keep_outage(spell.started_at, spell.ended_at, spell.cause)
         cut_off = journal.recover()
         return Sent(
             rows=self._tally.sent,
             why=failure or pool.stopped or self._signals.error,
             in_flight=cut_off.in_flight if cut_off is not None else [],
             trouble=pool.activity.trouble,
-            outages=pool.outages,
+            outages=self._keep_outages(pool.outages),
             spent=reader.spent_in(journal.db, journal.run),
         )
+
+    def _keep_outages(self, later: list[Spell]) -> list[Spell]:
+        spells = [*self._clearing.outages, *later]
+        for spell in spells:
+            self._space.journal.keep_outage(spell.started_at, spell.ended_at, spell.cause)
+        return spells
 
     async def _ledger(self, connection: Connection, known: Preflight, ours: float) -> float | None:
         """What the gateway says the key has spent since the preflight; nobody who wants to leave waits for it."""

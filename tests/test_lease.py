@@ -178,7 +178,7 @@ def test_a_stopped_run_keeps_nothing_from_the_others(join: Callable[..., Lease],
     assert other.refresh(demand=5, busy=2, parallel=5) <= 3, "it speaks again, so it counts again"
 
 
-steps = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9), st.integers(0, 9)), max_size=60)
+steps = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9), st.integers(0, 9)), max_size=20)
 
 
 @settings(deadline=None, max_examples=60)

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 def n_or_auto(text: str) -> int | str:
-    """A number of requests, or the word."""
-    return text if text == "auto" else int(text)
+    """A number of requests, or the word; what else it may be is for the job to refuse."""
+    return int(text) if text.lstrip("-").isdecimal() else text
 
 
 # option -> (flags, key of the job, environment variable, help)

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import urlsplit
 
 from pydantic import (
+    BeforeValidator,
     Field,
     SecretStr,
     ValidationError,
@@ -42,6 +43,15 @@ FORMAT_OF_ENDING: dict[str, OutputFormat] = {
 _ENDPOINT = re.compile(r"/(chat/completions|completions|embeddings|responses)/*$")
 
 
+def _count_or_auto(value: Any) -> Any:
+    if value == "auto" or (type(value) is int and 1 <= value <= 10_000):
+        return value
+    raise ValueError(f'expected a whole number from 1 to 10,000, or "auto", not {value!r}')
+
+
+Concurrency = Annotated[int | Literal["auto"], BeforeValidator(_count_or_auto)]
+
+
 class Gateway(Table):
     """``[gateway]``: which server, with which key, and how to reach it. Times in seconds.
 
@@ -55,7 +65,7 @@ class Gateway(Table):
     base_url: str | None = None
     api_key_env: str | None = None
     api_key_file: FilePath | None = None
-    concurrency: Annotated[int, Field(ge=1, le=10_000)] | Literal["auto"] | None = None
+    concurrency: Concurrency | None = None
     rpm: float | None = Field(default=None, gt=0)
     tpm: float | None = Field(default=None, gt=0)
     lease: bool = True
