@@ -91,7 +91,8 @@ class Judge:
             return verdict
         if verdict.code == "budget_exceeded" and self._rulings.budget_wait_s is not None:
             wait_s = self._rulings.budget_wait_s
-            return replace(verdict, kind=Kind.OUTAGE, retry_after_s=BUDGET_POLL_S, recheck_s=wait_s)
+            poll_s = min(BUDGET_POLL_S, wait_s / 10)
+            return replace(verdict, kind=Kind.OUTAGE, retry_after_s=poll_s, recheck_s=wait_s)
         if verdict.recheck_s and self.reached:
             return replace(verdict, kind=Kind.OUTAGE)
         return verdict
