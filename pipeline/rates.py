@@ -137,10 +137,10 @@ class Rates:
     # learning
 
     def _pause(self, pace: Pace, now: float) -> None:
-        """A new episode. Where nothing has a pace yet, the window so far tells the allowance."""
+        """A new episode. Where no pace is told or learned yet, the window so far tells the allowance."""
         let_in = pace.started - pace.refused
         self._quiet_since = now
-        self._learning = self._rpm is None and let_in > 0
+        self._learning = not pace.rpm and self._told_rpm is None and let_in > 0
         if self._learning:
             pace.paused_until = pace.window_start + WINDOW_S + MARGIN_S
             pace.rpm = float(let_in)

@@ -89,6 +89,14 @@ def test_an_assumed_rate_grows_once_nothing_was_refused_for_long_and_a_refusal_t
     assert max(count for _, count in gateway.windows[-4:]) >= 32
 
 
+def test_an_assumed_rate_that_is_too_much_is_no_knowledge() -> None:
+    gateway = Windows({0.0: 20})
+    notes = windows(gateway, rows=100, slots=4, allowance=Allowance(rpm=30, assumed=True))
+    assert "about 20 requests a minute are let in" in notes[0]
+    assert len(gateway.refusals) <= 4
+    assert min(count for _, count in gateway.windows[1:-1]) == 20
+
+
 def test_a_limit_that_falls_slows_the_run_down() -> None:
     gateway = Windows({0.0: 120, 300.0: 60})
     windows(gateway, rows=1200, slots=8)
