@@ -57,6 +57,11 @@ class Slots:
         """How many requests this run may have in flight now."""
         return min(self._limit, self._granted)
 
+    @property
+    def alone(self) -> bool:
+        """Whether a single request is in flight, of all runs of this key."""
+        return self.busy + self._share.elsewhere == 1
+
     async def acquire(self) -> None:
         """Wait for a slot, first come first served; when closed everybody passes, to see that."""
         if self._closed or (not self._waiters and self.busy < self.allowed):

@@ -21,9 +21,12 @@ SLOW_DOWN = error(429, "Rate limit exceeded. Please slow down.", type="rate_limi
 class Windows(Script):
     """Lets in so many requests a window of 60 s, which begins with the first request after the one before."""
 
-    def __init__(self, allowed: Mapping[float, int], *, takes_s: float = 0.5, used_before: int = 0) -> None:
+    def __init__(
+        self, allowed: Mapping[float, int], *, takes_s: float = 0.5, used_before: int = 0, says: Reply = SLOW_DOWN
+    ) -> None:
         super().__init__(lambda row, nth: reply(), takes_s=takes_s)
         self._allowed = allowed
+        self._says = says
         self._ends = 60.0 if used_before else -1.0
         self._used = used_before
         self.windows: list[tuple[float, int]] = []
@@ -38,7 +41,7 @@ class Windows(Script):
         allowed = next(allowed for since, allowed in reversed(self._allowed.items()) if now >= since)
         if self._used >= allowed:
             self.refusals.append(now)
-            return SLOW_DOWN
+            return self._says
         self._used += 1
         if self.windows:
             self.windows[-1] = (self.windows[-1][0], self.windows[-1][1] + 1)
@@ -69,6 +72,15 @@ def test_a_window_nobody_announced_is_learned_from_its_first_refusal(allowed: in
     assert len(gateway.refusals) <= slots
     assert gateway.windows[1][0] == pytest.approx(61.0, abs=0.5), "the window began with the first request"
     assert "requests a minute are let in, as this window shows" in notes[0]
+
+
+@pytest.mark.parametrize(("allowed", "slots"), [(30, 4), (600, 16)])
+def test_a_refusal_without_a_word_is_of_the_rate_when_it_meets_the_only_request(allowed: int, slots: int) -> None:
+    gateway = Windows({0.0: allowed}, says=error(429, ""))
+    windows(gateway, rows=4 * allowed, slots=slots, dialect=OpenAI())
+    print(f"{allowed}/min, bare 429s: {len(gateway.refusals)} refused of {4 * allowed}, windows {gateway.windows}")
+    assert len(gateway.refusals) <= 2 * slots
+    assert sum(count for _, count in gateway.windows[1:4]) >= 0.75 * 3 * allowed
 
 
 def test_a_told_rate_is_kept_from_the_first_request_on_and_never_in_a_burst() -> None:
