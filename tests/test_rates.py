@@ -156,7 +156,8 @@ def test_tokens_are_put_aside_by_estimate_and_settled_after() -> None:
     assert took == pytest.approx(600, rel=0.1), "100 rows of 1,000 tokens at 10,000 a minute"
 
 
-def test_two_runs_of_one_key_share_the_pace() -> None:
+@pytest.mark.parametrize("after_s", [0, 90])
+def test_two_runs_of_one_key_share_the_pace(after_s: int) -> None:
     gateway = Windows({0.0: 30})
 
     async def main() -> list[Kept]:
@@ -165,7 +166,7 @@ def test_two_runs_of_one_key_share_the_pace() -> None:
         second = pool_of(gateway, kept[1], slots=4, dialect=Lumen(), reached=True, share=first._rates._share)
         async with asyncio.TaskGroup() as group:
             group.create_task(first.work(feed(100)))
-            await asyncio.sleep(90)
+            await asyncio.sleep(after_s)
             group.create_task(second.work(feed(20)))
         return kept
 
