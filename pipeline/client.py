@@ -207,8 +207,9 @@ class WatchedConnection(ResponseHandler):
         super().data_received(data)
 
     def set_exception(self, exc: BaseException, *cause: BaseException) -> None:
-        """The exchange has failed."""
-        if self._uses > 1 and not self._began and isinstance(exc, aiohttp.ServerDisconnectedError | OSError):
+        """The exchange has failed. aiohttp's own timeout, an OSError too, is none of a broken connection."""
+        broken = isinstance(exc, aiohttp.ServerDisconnectedError | OSError)
+        if self._uses > 1 and not self._began and broken and not isinstance(exc, aiohttp.ServerTimeoutError):
             exc = StaleConnectionError(str(exc))
         super().set_exception(exc, *cause)
 

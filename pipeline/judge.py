@@ -91,7 +91,8 @@ class Judge:
             return verdict
         if verdict.code == "budget_exceeded" and self._rulings.budget_wait_s is not None:
             wait_s = self._rulings.budget_wait_s
-            return replace(verdict, kind=Kind.OUTAGE, retry_after_s=BUDGET_POLL_S, recheck_s=wait_s)
+            poll_s = min(BUDGET_POLL_S, wait_s / 10)
+            return replace(verdict, kind=Kind.OUTAGE, retry_after_s=poll_s, recheck_s=wait_s)
         if verdict.recheck_s and self.reached:
             return replace(verdict, kind=Kind.OUTAGE)
         return verdict
@@ -153,7 +154,7 @@ class Judge:
             self._slots.refused(sent_at=tried.sent_at)
             told_s = verdict.retry_after_s
             self._backlog.put_back(ticket, backoff.soon() if told_s is None else backoff.delay(1, told_s))
-        elif verdict.scope in ("requests", "tokens") and verdict.retry_after_s is None:
+        elif self._is_of_rate(verdict) and verdict.retry_after_s is None:
             self._rates.refused(sent_at=tried.sent_at)
             self._backlog.put_first(ticket)  # the pause holds it
         elif verdict.scope != "model" and verdict.retry_after_s is not None:
@@ -165,6 +166,10 @@ class Judge:
             else:
                 self._slots.refused(sent_at=tried.sent_at)
             self._backlog.put_back(ticket, backoff.delay(ticket.waits, verdict.retry_after_s))
+
+    def _is_of_rate(self, verdict: Verdict) -> bool:
+        """Where the gateway does not say which limit it is: none of parallel requests refuses the only one."""
+        return verdict.scope in ("requests", "tokens") or (not verdict.scope and self._slots.alone)
 
     # blame
 

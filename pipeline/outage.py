@@ -1,7 +1,7 @@
 """An outage is a state of the whole run: everyone waits at one gate while one probe asks whether the gateway is back.
 
-No row is charged for it. A connection that cannot be made is probed by an unpaid call, a model that is away or an error
-that may be the row's own by a *witness*: the shortest request there is, which costs a token and is booked as overhead.
+No row is charged for it. The probe is an unpaid call first. Where that is answered and the trouble was not that nobody
+could be reached, a *witness* asks the model: the shortest request there is, which costs a token and is booked as overhead.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pipeline.records import CHAT, COMPLETIONS, EMBEDDINGS, Kind, Reply, Request
 
 FIRST_PROBE_S = 1.0
 MOST_PROBE_S = 30.0
+PROLONGED = 0.05  # by so much of its length, and no more, does asking ever less often prolong an outage
 WITNESS = "(witness)"
 _SHORTEST: dict[str, dict[str, Any]] = {
     CHAT: {"messages": [{"role": "user", "content": "Say yes."}], "max_tokens": 1},
@@ -169,24 +170,33 @@ class Outage:
         while True:
             await self._opened.wait()
             self._opened.clear()
-            since, delay_s, request = loop.time(), self._first_probe_s, self._request
-            most_s = max(delay_s, MOST_PROBE_S)
+            since, delay_s = loop.time(), self._first_probe_s
             while True:
                 await asyncio.sleep(delay_s)
-                said = self._believed(
-                    await (self._prober.reach() if request is None else self._prober.witness(request))
-                )
+                there = said = self._believed(await self._prober.reach())
+                if is_back(there) and self._request is not None:
+                    said = self._believed(await self._prober.witness(self._request))
                 if is_back(said):
                     break
-                self._lasts(said, loop.time() - since)
-                delay_s = FIRST_PROBE_S if request is None else min(most_s, 2.0 * delay_s)
+                lasts_s = loop.time() - since
+                self._lasts(said, lasts_s)
+                delay_s = self._doubled(delay_s) if is_back(there) else _cheap_delay(there, lasts_s)
             self._close()
+
+    def _doubled(self, delay_s: float) -> float:
+        """Until the next witness: it is one more request to a model in trouble."""
+        return min(2.0 * delay_s, max(self._first_probe_s, MOST_PROBE_S))
 
     def _close(self) -> None:
         if self._spell is not None:
             self._past.append(replace(self._spell, ended_at=self._now()))
             self._spell = None
         self._passable.set()
+
+
+def _cheap_delay(said: Verdict, lasts_s: float) -> float:
+    """Until the next unpaid call. Where it does not even arrive it bothers nobody."""
+    return FIRST_PROBE_S if said.unsent else min(max(FIRST_PROBE_S, PROLONGED * lasts_s), MOST_PROBE_S)
 
 
 def is_back(said: Verdict) -> bool:

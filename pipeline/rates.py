@@ -55,13 +55,11 @@ class Rates:
         self._begun = 0  # requests started since ``share_out``,
         self._begun_at = 0.0  # the first of them when
         self._debt = 0.0  # tokens used over what was put aside
-        self._resumed_at = float("-inf")
         self._quiet_since = float("-inf")
         self._quiet_s = QUIET_S
         self._step = 0.1
         self._poll_s = POLL_S
         self._good_rpm: float | None = None  # before a little more was tried
-        self._learning = False  # the present pause ends a window that was seen from its beginning
         self._go_by(self._assumed)
         self.paused_until = float("-inf")
 
@@ -86,9 +84,14 @@ class Rates:
         now = asyncio.get_running_loop().time()
         with self._share.locked() as pace:
             self._tell(pace)
+            if pace.paused_until > now:
+                _learn(pace)  # other runs may have told of more
             paused_until, rpm = pace.paused_until, pace.rpm
         self.paused_until = paused_until if paused_until > now else float("-inf")
+        before = self._rpm
         self._go_by(rpm or self._assumed)
+        if self._rpm not in (None, before):
+            self._note(f"rates: {self._rpm:.4g} requests a minute, as the runs of this key have learned")
 
     # what came of requests
 
@@ -98,12 +101,11 @@ class Rates:
         with self._share.locked() as pace:
             self._tell(pace)
             pace.refused += 1
-            if sent_at >= self._resumed_at:
+            if sent_at >= pace.paused_until:
                 self._pause(pace, now)
-                self.paused_until = self._resumed_at = pace.paused_until
-            elif self._learning:  # it was on its way when the pause began
-                pace.rpm = float(max(1, pace.started - pace.refused))
-            rpm = pace.rpm
+            else:
+                _learn(pace)  # it was on its way when the pause began, here or in another run
+            self.paused_until, rpm = pace.paused_until, pace.rpm
         self._go_by(rpm or self._assumed)
 
     def pause(self, seconds: float) -> None:
@@ -118,7 +120,7 @@ class Rates:
         if self._tpm is not None and used is not None:
             self._debt += used - put_aside
         self._poll_s = POLL_S
-        if self._rpm is None or self._told_rpm is not None:
+        if self._rpm in (None, self._told_rpm):
             return
         now = asyncio.get_running_loop().time()
         if self._quiet_since == float("-inf"):
@@ -137,27 +139,26 @@ class Rates:
     # learning
 
     def _pause(self, pace: Pace, now: float) -> None:
-        """A new episode. Where nothing has a pace yet, the window so far tells the allowance."""
+        """A new episode. Where no pace is told or learned yet, the window so far tells the allowance."""
         let_in = pace.started - pace.refused
         self._quiet_since = now
-        self._learning = self._rpm is None and let_in > 0
-        if self._learning:
-            pace.paused_until = pace.window_start + WINDOW_S + MARGIN_S
-            pace.rpm = float(let_in)
+        if not pace.rpm and self._told_rpm is None and let_in > 0:
+            pace.paused_until = _end_of_window(pace)
+            _learn(pace)
             words = f"about {let_in} requests a minute are let in, as this window shows"
         else:
             pace.paused_until = now + self._poll_s
-            self._poll_s = min(1.5 * self._poll_s, MOST_POLL_S)
             words = self._slow_down(pace)
+            self._poll_s = min(1.5 * self._poll_s, MOST_POLL_S)
         self._note(f"rates: refused; pause of {pace.paused_until - now:.1f} s for all; {words}")
 
     def _slow_down(self, pace: Pace) -> str:
-        """Refused at the pace itself: back to the one before more was tried, or a little slower."""
+        """Refused at the pace itself: back to the one before more was tried, or a little slower, once after each answer."""
         self._step = 0.1
         if self._good_rpm is not None:
             pace.rpm, self._good_rpm = self._good_rpm, None
             self._quiet_s = min(2.0 * self._quiet_s, 16 * QUIET_S)
-        elif self._told_rpm is None and self._rpm is not None:
+        elif self._told_rpm is None and self._rpm is not None and self._poll_s == POLL_S:
             pace.rpm = max(1.0, 0.95 * self._rpm)
         return f"the pace is {pace.rpm:.4g} a minute" if pace.rpm else "then one by one"
 
@@ -245,6 +246,16 @@ class Rates:
             closing.cancel()
         if turn.done() and not turn.cancelled():
             turn.result()
+
+
+def _end_of_window(pace: Pace) -> float:
+    return pace.window_start + WINDOW_S + MARGIN_S
+
+
+def _learn(pace: Pace) -> None:
+    """Where a pause ends a window that was seen from its beginning, what was let in during that is the pace."""
+    if pace.paused_until == _end_of_window(pace):
+        pace.rpm = float(max(1, pace.started - pace.refused))
 
 
 def _least(one: float | None, other: float | None) -> float | None:

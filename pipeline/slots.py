@@ -57,6 +57,11 @@ class Slots:
         """How many requests this run may have in flight now."""
         return min(self._limit, self._granted)
 
+    @property
+    def alone(self) -> bool:
+        """Whether a single request is in flight, of all runs of this key."""
+        return self.busy + self._share.elsewhere == 1
+
     async def acquire(self) -> None:
         """Wait for a slot, first come first served; when closed everybody passes, to see that."""
         if self._closed or (not self._waiters and self.busy < self.allowed):
@@ -84,7 +89,10 @@ class Slots:
     def divide(self) -> None:
         """See what other runs of this key need, leave and have learned: called a few times a second."""
         with self._share.locked() as pace:
-            self._key = pace.parallel or None
+            key = pace.parallel or None
+        if key not in (None, self._key):
+            self._note(f"slots of this key: {self._key or 'not known'} -> {key}: another run with it has learned so")
+        self._key = key
         demand = min(self.busy + len(self._waiters), self._ceiling)
         parallel = self._ceiling if self._key is None else self._key
         self._granted = self._share.refresh(demand=demand, busy=self.busy, parallel=parallel)
@@ -147,6 +155,7 @@ class Slots:
 
     def _learn(self, parallel: int, why: str) -> None:
         self._note(f"slots of this key: {self._key or 'not known'} -> {parallel}: {why}")
+        self._key = parallel
         with self._share.locked() as pace:
             pace.parallel = parallel
         self.divide()

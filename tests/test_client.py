@@ -57,6 +57,7 @@ def exchange(
     talk: Callable[[Client], Awaitable[Reply]],
     *,
     timeout_s: float = 10.0,
+    first_byte_timeout_s: float = 10.0,
     api_key: str | None = None,
 ) -> tuple[Reply, RawServer]:
     raw = RawServer(handle)
@@ -64,7 +65,13 @@ def exchange(
     async def main() -> Reply:
         server = await asyncio.start_server(raw, "127.0.0.1", 0)
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
-        connection = Connection(base_url=url, api_key=api_key, timeout_s=timeout_s, connect_timeout_s=2.0)
+        connection = Connection(
+            base_url=url,
+            api_key=api_key,
+            timeout_s=timeout_s,
+            connect_timeout_s=2.0,
+            first_byte_timeout_s=first_byte_timeout_s,
+        )
         async with server, Client(connection) as client:
             return await talk(client)
 
@@ -129,6 +136,21 @@ def test_a_reused_connection_that_drops_in_the_reply_is_a_lost_attempt(part: byt
     reply, raw = exchange(drop_inside, twice)
     assert reply.failure is not None
     assert (reply.failure.sent, len(raw.requests)) == (True, 2), "the reply had begun: it may be billed"
+
+
+@pytest.mark.parametrize("talk", [once, twice], ids=["fresh", "reused"])
+def test_silence_before_the_first_byte_is_a_timeout(talk: Callable[[Client], Awaitable[Reply]]) -> None:
+    """Also where it is shorter than the time in which a reused connection counts as stale: it must not be sent twice."""
+
+    async def hang(connection: int, nth: int) -> bytes:
+        if nth > 1 or talk is once:
+            await asyncio.sleep(3)
+        return ANSWER
+
+    reply, raw = exchange(hang, talk, first_byte_timeout_s=0.3)
+    assert reply.failure is not None
+    assert (reply.failure.code, reply.failure.sent) == ("timeout", True)
+    assert len(raw.requests) == (1 if talk is once else 2)
 
 
 def test_the_total_timeout_loses_the_attempt() -> None:

@@ -21,9 +21,12 @@ SLOW_DOWN = error(429, "Rate limit exceeded. Please slow down.", type="rate_limi
 class Windows(Script):
     """Lets in so many requests a window of 60 s, which begins with the first request after the one before."""
 
-    def __init__(self, allowed: Mapping[float, int], *, takes_s: float = 0.5, used_before: int = 0) -> None:
+    def __init__(
+        self, allowed: Mapping[float, int], *, takes_s: float = 0.5, used_before: int = 0, says: Reply = SLOW_DOWN
+    ) -> None:
         super().__init__(lambda row, nth: reply(), takes_s=takes_s)
         self._allowed = allowed
+        self._says = says
         self._ends = 60.0 if used_before else -1.0
         self._used = used_before
         self.windows: list[tuple[float, int]] = []
@@ -38,7 +41,7 @@ class Windows(Script):
         allowed = next(allowed for since, allowed in reversed(self._allowed.items()) if now >= since)
         if self._used >= allowed:
             self.refusals.append(now)
-            return SLOW_DOWN
+            return self._says
         self._used += 1
         if self.windows:
             self.windows[-1] = (self.windows[-1][0], self.windows[-1][1] + 1)
@@ -71,6 +74,15 @@ def test_a_window_nobody_announced_is_learned_from_its_first_refusal(allowed: in
     assert "requests a minute are let in, as this window shows" in notes[0]
 
 
+@pytest.mark.parametrize(("allowed", "slots"), [(30, 4), (600, 16)])
+def test_a_refusal_without_a_word_is_of_the_rate_when_it_meets_the_only_request(allowed: int, slots: int) -> None:
+    gateway = Windows({0.0: allowed}, says=error(429, ""))
+    windows(gateway, rows=4 * allowed, slots=slots, dialect=OpenAI())
+    print(f"{allowed}/min, bare 429s: {len(gateway.refusals)} refused of {4 * allowed}, windows {gateway.windows}")
+    assert len(gateway.refusals) <= 2 * slots
+    assert sum(count for _, count in gateway.windows[1:4]) >= 0.75 * 3 * allowed
+
+
 def test_a_told_rate_is_kept_from_the_first_request_on_and_never_in_a_burst() -> None:
     gateway = Windows({0.0: 60})
     windows(gateway, rows=300, slots=16, allowance=Allowance(rpm=60))
@@ -87,6 +99,14 @@ def test_an_assumed_rate_grows_once_nothing_was_refused_for_long_and_a_refusal_t
     assert "rates: 30 -> 33 a minute: nothing was refused for 300 s" in grown, grown
     assert len(gateway.refusals) <= 0.02 * 1500
     assert max(count for _, count in gateway.windows[-4:]) >= 32
+
+
+def test_an_assumed_rate_that_is_too_much_is_no_knowledge() -> None:
+    gateway = Windows({0.0: 20})
+    notes = windows(gateway, rows=100, slots=4, allowance=Allowance(rpm=30, assumed=True))
+    assert "about 20 requests a minute are let in" in notes[0]
+    assert len(gateway.refusals) <= 4
+    assert min(count for _, count in gateway.windows[1:-1]) == 20
 
 
 def test_a_limit_that_falls_slows_the_run_down() -> None:
@@ -136,7 +156,8 @@ def test_tokens_are_put_aside_by_estimate_and_settled_after() -> None:
     assert took == pytest.approx(600, rel=0.1), "100 rows of 1,000 tokens at 10,000 a minute"
 
 
-def test_two_runs_of_one_key_share_the_pace() -> None:
+@pytest.mark.parametrize("after_s", [0, 90])
+def test_two_runs_of_one_key_share_the_pace(after_s: int) -> None:
     gateway = Windows({0.0: 30})
 
     async def main() -> list[Kept]:
@@ -145,7 +166,7 @@ def test_two_runs_of_one_key_share_the_pace() -> None:
         second = pool_of(gateway, kept[1], slots=4, dialect=Lumen(), reached=True, share=first._rates._share)
         async with asyncio.TaskGroup() as group:
             group.create_task(first.work(feed(100)))
-            await asyncio.sleep(90)
+            await asyncio.sleep(after_s)
             group.create_task(second.work(feed(20)))
         return kept
 

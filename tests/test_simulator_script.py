@@ -23,7 +23,7 @@ def strikes(rule: dict[str, Any], texts: list[str], *, seed: int = 0) -> list[bo
     calls = [
         Call(
             number=number,
-            at=0.0,
+            at=1e9 + number,
             method="POST",
             path="/v1/chat/completions",
             endpoint="chat",
@@ -45,6 +45,8 @@ def strikes(rule: dict[str, Any], texts: list[str], *, seed: int = 0) -> list[bo
         ({"first": 2}, "XX......"),
         ({"after": 5}, ".....XXX"),
         ({"between": [2, 4]}, ".XXX...."),
+        ({"during": [0, 2]}, "XX......"),
+        ({"during": [1.5, 4]}, "..XX...."),
         ({"after": 2, "every": 2}, "...X.X.X"),
         ({"times": 3}, "XXX....."),
         ({"match": "b"}, ".X...X.."),
@@ -89,6 +91,8 @@ def test_chance_depends_on_the_request_not_on_the_order() -> None:
         ({"fault": 500, "first": "2"}, r"faults\[1\]\.first"),
         ({"fault": 500, "between": [4, 2]}, r"faults\[1\]\.between: expected two arrival numbers"),
         ({"fault": 500, "between": 3}, r"faults\[1\]\.between"),
+        ({"fault": 500, "during": [3, 3]}, r"faults\[1\]\.during: expected two numbers of seconds"),
+        ({"fault": 500, "during": 3}, r"faults\[1\]\.during"),
         ({"fault": 500, "probability": 2}, r"faults\[1\]\.probability: expected a number from 0 to 1"),
         ({"fault": 500, "match": ""}, r"faults\[1\]\.match"),
         ({"fault": 500, "headers": "x"}, r"faults\[1\]\.headers"),

@@ -414,7 +414,22 @@ OPENAI = {
         error(429, "slow down", {"retry-after": "7"}, type="requests", code="rate_limit_exceeded"),
         verdict(THROTTLED, "rate_limited", scope="requests", retry_after_s=7.0),
     ),
-    "429 tokens": (error(429, "slow down", type="tokens"), verdict(THROTTLED, "rate_limited", scope="tokens")),
+    "429 tokens": (
+        error(429, "Rate limit reached", type="tokens", code="rate_limit_exceeded"),
+        verdict(THROTTLED, "rate_limited", scope="tokens"),
+    ),
+    "429 of another family": (
+        error(429, "Slow down", type="rate_limit_error"),
+        verdict(THROTTLED, "rate_limited", scope="requests"),
+    ),
+    "429 slowapi": (
+        answer(429, {"error": "Rate limit exceeded: 30 per 1 minute"}),
+        verdict(THROTTLED, "rate_limited", scope="requests"),
+    ),
+    "429 LiteLLM's slots": (
+        error(429, "Rate limit exceeded for api_key: 3f. Limit type: max_parallel_requests. Current limit: 5"),
+        verdict(THROTTLED, "rate_limited", soon=True, scope="parallel"),
+    ),
     "429 parallel": (
         error(429, "Too many concurrent requests", type="requests"),
         verdict(THROTTLED, "rate_limited", soon=True, scope="parallel"),

@@ -36,6 +36,11 @@ BUDGET = Rule(
     names=frozenset({"budget_exceeded", "insufficient_quota", "billing_hard_limit_reached"}),
     means=Verdict(kind=Kind.FATAL, code="budget_exceeded"),
 )
+RATE = Rule(
+    statuses=frozenset({429}),
+    names=frozenset({"requests", "rate_limit_error", "rate_limit_exceeded"}),
+    means=Verdict(kind=Kind.THROTTLED, code="rate_limited", scope="requests"),
+)
 WRONG_ADDRESS = Rule(
     statuses=frozenset({404, 405}),
     means=Verdict(
@@ -63,19 +68,16 @@ BASE_RULES = (
     Rule(statuses=frozenset({402}), means=BUDGET.means),
     Rule(  # before the rates: OpenAI's type for it is "requests", too
         statuses=frozenset({429}),
-        contains=("parallel request", "concurren", "Concurren"),
+        contains=("parallel request", "parallel_request", "concurren", "Concurren"),
         means=Verdict(kind=Kind.THROTTLED, code="rate_limited", soon=True, scope="parallel"),
-    ),
-    Rule(
-        statuses=frozenset({429}),
-        names=frozenset({"requests"}),
-        means=Verdict(kind=Kind.THROTTLED, code="rate_limited", scope="requests"),
     ),
     Rule(
         statuses=frozenset({429}),
         names=frozenset({"tokens"}),
         means=Verdict(kind=Kind.THROTTLED, code="rate_limited", scope="tokens"),
     ),
+    RATE,
+    replace(RATE, names=frozenset(), contains=("ate limit",)),
     Rule(statuses=frozenset({429}), means=Verdict(kind=Kind.THROTTLED, code="rate_limited")),
     Rule(statuses=frozenset({401}), own_code=True, means=Verdict(kind=Kind.FATAL, recheck_s=RECHECK_KEY_S)),
     Rule(statuses=frozenset({403}), own_code=True, means=Verdict(kind=Kind.FATAL)),

@@ -62,6 +62,7 @@ every = k          request k, 2k, 3k, ...
 first = n          requests 1 to n
 after = n          requests n + 1 and on
 between = [a, b]   requests a to b, both included
+during = [a, b]    so many seconds after the first request: from a on, until b
 match = "text"     "text" is in the body
 path = "text"      "text" is in the path ("/embeddings")
 probability = p    by chance, drawn from the seed, the body and how often it came before: the same in every run
@@ -102,6 +103,7 @@ class Rule:
     first: int | None = None
     after: int | None = None
     between: tuple[int, int] | None = None
+    during: tuple[float, float] | None = None
     match: tuple[bytes, ...] = ()
     path: str | None = None
     probability: float | None = None
@@ -192,6 +194,13 @@ def _span(value: Any) -> tuple[int, int]:
     return first, last
 
 
+def _stretch(value: Any) -> tuple[float, float]:
+    begins, ends = map(_number, value)
+    if begins >= ends:
+        raise ValueError
+    return begins, ends
+
+
 def _status(value: Any) -> int:
     if type(value) not in (int, str) or not 200 <= int(value) <= 599:
         raise ValueError
@@ -235,6 +244,7 @@ _CHECKS: Mapping[str, tuple[str, Callable[[Any], Any]]] = MappingProxyType(
         "first": _COUNT,
         "after": _COUNT,
         "between": ("two arrival numbers, [first, last]", _span),
+        "during": ("two numbers of seconds, [from, until]", _stretch),
         "match": ("some text", _needles),
         "path": ("some text", _text),
         "probability": ("a number from 0 to 1", lambda value: _number(value, most=1)),
@@ -243,7 +253,7 @@ _CHECKS: Mapping[str, tuple[str, Callable[[Any], Any]]] = MappingProxyType(
         "upstream": ("some text", _text),
     }
 )
-_WHEN = ("every", "first", "after", "between", "match", "path", "probability", "times", "per_body")
+_WHEN = ("every", "first", "after", "between", "during", "match", "path", "probability", "times", "per_body")
 _STATUS_KEYS = ("retry_after", "body", "headers")
 _FAULT_KEYS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {

@@ -34,11 +34,14 @@ class Playback:
 
     def __init__(self, faults: Faults, seed: int) -> None:
         self._parts = [_Part(rule, f"fault {index}", seed) for index, rule in enumerate(faults.rules)]
+        self._began_at: float | None = None
 
     def pick(self, call: Call) -> Rule | None:
         """The first rule that applies to ``call``; one of its times is used up."""
+        if self._began_at is None:
+            self._began_at = call.at
         for part in self._parts:
-            if part.strikes(call):
+            if _in_time(part.rule, call.at - self._began_at) and part.strikes(call):
                 return part.rule
         return None
 
@@ -80,6 +83,10 @@ def _in_turn(rule: Rule, number: int) -> bool:
         and (rule.after is None or number > rule.after)
         and (rule.between is None or rule.between[0] <= number <= rule.between[1])
     )
+
+
+def _in_time(rule: Rule, seconds: float) -> bool:
+    return rule.during is None or rule.during[0] <= seconds < rule.during[1]
 
 
 def _in_scope(rule: Rule, call: Call) -> bool:
