@@ -17,8 +17,8 @@ from typing import Any, Literal
 from conftest import read_jsonl
 
 from pipeline import packs
-from pipeline.journal import reader
 from pipeline.errors import RowError
+from pipeline.journal import reader
 from pipeline.outage import WITNESS
 from pipeline.records import EMBEDDINGS, Request, Row
 from pipeline.simulator import Entry
