@@ -6,20 +6,23 @@ against it in a folder of its own. Each scenario is a function of a lab.
 
 from __future__ import annotations
 
-import math
+import json
 import signal
+import subprocess
+import sys
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from conftest import Ended, read_jsonl, write_jsonl
+from conftest import Ended, clean_environment, read_jsonl, write_jsonl
 from reconcile import Bill, Reckoning, reconcile
 
 from pipeline import Job, PipelineError, Redo, Wishes, run
+from pipeline.display import Silent
 from pipeline.ending import last_words
-from pipeline.progress import Silent, Snapshot
+from pipeline.progress import Snapshot
 from pipeline.simulator import embeddings
 
 Row = dict[str, Any]
@@ -28,12 +31,13 @@ Fault = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gateway:
-    """A gateway under test. ``bills`` is its ledger from the start of the test on; ``play`` gives what stands behind it a
-    script of faults, and takes it away where there is none; ``asked`` counts requests for an answer, billed or not.
+    """A gateway under test. ``bills`` is its ledger from the start of the test on; ``asked`` counts requests for an answer,
+    billed or not; ``play`` gives the models behind it a script of faults, and takes it away where there is none.
+    ``served`` is the model that answers for ``priced``, ``told_by`` the source of what that costs.
 
     What it cannot do: ``vectors`` None: it has no embeddings. ``lists_models`` False: its list of models binds nobody, so
-    a wrong model or key shows at the first request only. ``names_free`` False: it does not say that a model is free.
-    ``prices`` are the job's own, where it lists none.
+    a wrong model or key shows at the first request only. ``free_by`` "price_table": it does not say that a model is free.
+    ``settings`` are what a job for it says besides: prices where it lists none.
     """
 
     preset: str
@@ -43,28 +47,36 @@ class Gateway:
     asked: Callable[[], int]
     play: Callable[..., None]
     told_by: str
+    free_by: str = "free"
     priced: str = "lab/priced"
+    served: str = "openai/priced-1"
     free: str = "lbl/free"
     short: str = "lab/short"
     vectors: str | None = "lab/vectors"
     unknown: str = "lab/pricy"
     unit: str = "USD"
     lists_models: bool = True
-    names_free: bool = True
-    prices: dict[str, dict[str, float]] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lab:
-    """A gateway, and a folder to run jobs in."""
+    """A gateway, and a folder to run jobs in; ``billed_before`` are others' bills."""
 
     gateway: Gateway
     folder: Path
+    billed_before: int = 0
+
+    def apart(self, name: str) -> Lab:
+        """Another folder, where nothing was run yet."""
+        folder = self.folder / name
+        folder.mkdir()
+        return Lab(gateway=self.gateway, folder=folder, billed_before=len(self.gateway.bills()))
 
     def run(
         self,
         rows: Sequence[Row],
-        model: str,
+        model: str | None,
         wishes: Wishes | None = None,
         *,
         key: str | None = None,
@@ -72,29 +84,39 @@ class Lab:
         **changes: Any,
     ) -> Ended:
         """A run over these rows; ``changes`` are settings of the job (``gateway__stream=True``)."""
+        try:
+            job = Job.load(None, overrides=self.settings(rows, model, key=key, **changes))
+            summary = run(job, wishes, display=display)
+        except PipelineError as exc:
+            return Ended(code=exc.exit_code, out="", err=str(exc))
+        return Ended(code=summary.exit_code, out="", err=last_words(summary, again="pipeline run"))
+
+    def start(self, rows: Sequence[Row], model: str, **changes: Any) -> subprocess.Popen[bytes]:
+        """The same in a process of its own, which can be killed."""
+        code = "import json, sys; from pipeline import Job, run; run(Job.load(None, overrides=json.loads(sys.argv[1])))"
+        settings = json.dumps(self.settings(rows, model, **changes))
+        return subprocess.Popen([sys.executable, "-c", code, settings], env=clean_environment())
+
+    def settings(
+        self, rows: Sequence[Row], model: str | None, *, key: str | None = None, **changes: Any
+    ) -> dict[str, Any]:
+        """The job, its input written."""
         write_jsonl(self.folder / "in.jsonl", list(rows))
         secret = self.folder / "key"
         secret.write_text(key or self.gateway.key, encoding="utf-8")
         secret.chmod(0o600)
-        settings = {
+        return {
             "input.path": str(self.folder / "in.jsonl"),
             "input.id": "id",
             "output.path": str(self.results_file),
             "model": model,
             "request.prompt": "{{ text }}",
-            "prices": self.gateway.prices,
             "gateway.preset": self.gateway.preset,
             "gateway.base_url": self.gateway.url,
             "gateway.api_key_file": str(secret),
+            **self.gateway.settings,
+            **{name.replace("__", "."): value for name, value in changes.items()},
         }
-        try:
-            job = Job.load(
-                None, overrides=settings | {name.replace("__", "."): value for name, value in changes.items()}
-            )
-            summary = run(job, wishes, display=display)
-        except PipelineError as exc:
-            return Ended(code=exc.exit_code, out="", err=str(exc))
-        return Ended(code=summary.exit_code, out="", err=last_words(summary, again="pipeline run"))
 
     @property
     def results_file(self) -> Path:
@@ -113,7 +135,12 @@ class Lab:
     def reconcile(self) -> Reckoning:
         """The gateway's ledger, the journal and the results agree."""
         results = self.results_file if self.results_file.exists() else None
-        return reconcile(self.folder / "out.jsonl.run", self.gateway.bills(), results=results)
+        return reconcile(self.folder / "out.jsonl.run", self.bills, results=results)
+
+    @property
+    def bills(self) -> list[Bill]:
+        """What the gateway has billed for jobs of this folder."""
+        return self.gateway.bills()[self.billed_before :]
 
 
 def rows_of(*texts: str) -> list[Row]:
@@ -147,9 +174,8 @@ def _chat(lab: Lab, *, stream: bool) -> None:
     ended = lab.run(SIX, lab.gateway.priced, gateway__stream=stream)
     assert ended.code == 0, ended.err
     assert lab.column("content") == _echoed(SIX)
-    assert {(row["attempts"], row["finish_reason"], row["model"]) for row in lab.results} == {
-        (1, "stop", lab.gateway.priced)
-    }
+    assert {(row["attempts"], row["finish_reason"]) for row in lab.results} == {(1, "stop")}
+    assert {(row["model"], row["served_model"]) for row in lab.results} == {(lab.gateway.priced, lab.gateway.served)}
     assert (lab.reconcile().answers, lab.gateway.asked()) == (6, 6)
     assert lab.run(SIX, lab.gateway.priced, gateway__stream=not stream).code == 0
     assert lab.gateway.asked() == 6
@@ -187,17 +213,15 @@ def a_bad_text_in_a_pack(lab: Lab) -> None:
 
 
 def prices(lab: Lab) -> None:
-    """A row's cost is what the gateway bills, and says who told it; free is 0, and known."""
+    """A row's cost is what the gateway bills, plain or streamed, and says who told it; free is 0, and known."""
     gateway = lab.gateway
-    assert lab.run(SIX, gateway.priced).code == 0
-    assert {(row["cost_source"], row["cost_unit"]) for row in lab.results} == {(gateway.told_by, gateway.unit)}
-    assert all(row["cost"] > 0 for row in lab.results)
-    paid = lab.reconcile()
-    assert lab.run(SIX, gateway.free, Wishes(accept_changes=True)).code == 0
-    source = "free" if gateway.names_free else "price_table"
-    assert {(row["cost"], row["cost_source"]) for row in lab.results} == {(0.0, source)}
-    assert math.isclose(math.fsum(bill.cost for bill in gateway.bills()), paid.billed)
-    assert gateway.asked() == 12
+    for model, source in ((gateway.priced, gateway.told_by), (gateway.free, gateway.free_by)):
+        for stream in (False, True):
+            own = lab.apart(f"{model[-4:]}-{stream}")
+            assert own.run(SIX, model, gateway__stream=stream).code == 0
+            assert {(row["cost_source"], row["cost_unit"]) for row in own.results} == {(source, gateway.unit)}
+            assert {row["cost"] > 0 for row in own.results} == {model == gateway.priced}
+            assert own.reconcile().answers == 6
 
 
 def unknown_model(lab: Lab) -> None:
@@ -237,9 +261,18 @@ def a_row_too_long(lab: Lab) -> None:
 
 def away_for_a_while(lab: Lab) -> None:
     """No row fails, and none is charged, while nobody takes connections."""
+    _away(lab, lab.gateway.priced)
+
+
+def away_for_a_while_free(lab: Lab) -> None:
+    """The same for a model without a price."""
+    _away(lab, lab.gateway.free)
+
+
+def _away(lab: Lab, model: str) -> None:
     rows = numbered(24)
-    lab.gateway.play({"fault": "refused", "seconds": 1.5, "match": "row 5", "times": 1})
-    ended = lab.run(rows, lab.gateway.priced, gateway__concurrency=2)
+    lab.gateway.play({"fault": "refused", "seconds": 0.8, "match": "row 5", "times": 1})
+    ended = lab.run(rows, model, gateway__concurrency=2)
     assert ended.code == 0, ended.err
     assert "The gateway was away for" in ended.err
     assert {row["attempts"] - row["lost_attempts"] for row in lab.results} == {1}
@@ -248,13 +281,23 @@ def away_for_a_while(lab: Lab) -> None:
 
 def malformed_replies(lab: Lab) -> None:
     """An answer that cannot be read is asked for again, and what it cost is not forgotten."""
-    lab.gateway.play(
+    _broken(
+        lab,
         {"fault": "truncated_json", "match": "[cut]", "per_body": 1},
         {"fault": "reset", "at": "body", "match": "[reset]", "per_body": 1},
         {"fault": "reset", "at": "reply", "match": "[gone]", "per_body": 1},
     )
+
+
+def a_stream_that_breaks(lab: Lab) -> None:
+    """The same in the middle of events."""
+    _broken(lab, {"fault": "reset", "at": "body", "match": "] and some words", "per_body": 1}, gateway__stream=True)
+
+
+def _broken(lab: Lab, *faults: Fault, **settings: Any) -> None:
+    lab.gateway.play(*faults)
     rows = rows_of("one", "[cut] and some words", "[reset] and some words", "[gone] and some words", "five")
-    ended = lab.run(rows, lab.gateway.priced)
+    ended = lab.run(rows, lab.gateway.priced, **settings)
     assert ended.code == 0, ended.err
     assert lab.column("content") == _echoed(rows)
     assert lab.column("attempts") == [1, 2, 2, 2, 1]
@@ -308,7 +351,9 @@ SCENARIOS: tuple[Callable[[Lab], None], ...] = (
     bad_key,
     a_row_too_long,
     away_for_a_while,
+    away_for_a_while_free,
     malformed_replies,
+    a_stream_that_breaks,
     a_stop_in_the_middle,
     failed_rows_again,
 )

@@ -29,6 +29,11 @@ class Simulated:
         return self._sim.base_url
 
     @property
+    def asked(self) -> int:
+        """How many requests for an answer have ended so far."""
+        return sum(entry.method == "POST" for entry in self._sim.ledger.entries)
+
+    @property
     def entries(self) -> list[Entry]:
         """What it was asked for and has finished; it goes on with what a client has left."""
         until = time.monotonic() + _QUIET_WITHIN_S

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -32,20 +33,27 @@ PRESETS: dict[str, dict[str, Any]] = {
     "openai": {
         "told_by": "price_table",
         "lists_models": False,
-        "names_free": False,
-        "prices": {"lbl/free": FREE, "lab/vectors": COSTLY, "lab/priced": COSTLY, "lab/short": COSTLY},
+        "free_by": "price_table",
+        "settings": {"prices": {"lbl/free": FREE, "lab/vectors": COSTLY, "lab/priced": COSTLY, "lab/short": COSTLY}},
     },
     "litellm": {"told_by": "gateway"},
-    "lumen": {"told_by": "price_table", "unit": "coins", "vectors": None},
+    "lumen": {
+        "told_by": "price_table",
+        "unit": "coins",
+        "vectors": None,
+        "settings": {"gateway.rpm": 60_000},  # else 30 are assumed, and this key has no such limit
+    },
 }
-# Lumen knows no vectors, and no model without a price; it lets nobody ask more than 30 times a minute, which takes long.
+# Lumen has no vectors, and no model without a price.
 SETTINGS: dict[str, dict[str, Any]] = {
     "openai": {},
     "litellm": {},
     "lumen": {
         "models": (
-            Model(name="lab/priced", upstream="up-priced", input_cost_per_token=5e-6, output_cost_per_token=15e-6),
-            Model(name="lbl/free", upstream="up-free", input_cost_per_token=0.0, output_cost_per_token=0.0),
+            Model(
+                name="lab/priced", upstream="openai/priced-1", input_cost_per_token=5e-6, output_cost_per_token=15e-6
+            ),
+            Model(name="lbl/free", upstream="free-1", input_cost_per_token=0.0, output_cost_per_token=0.0),
             replace(MODELS[2], input_cost_per_token=5e-6, output_cost_per_token=15e-6),
         ),
         "key": Key(max_parallel=10, coins=20.0),
@@ -60,7 +68,7 @@ def gateway_of(sim: Simulated, dialect: str) -> Gateway:
         url=sim.url,
         key=KEY,
         bills=lambda: [bill_of(entry) for entry in sim.entries if entry.billed],
-        asked=lambda: sum(entry.method == "POST" for entry in sim.entries),
+        asked=lambda: sim.asked,
         play=sim.play,
         **PRESETS[dialect],
     )
@@ -98,19 +106,26 @@ class Script:
 
 
 def by_chance(probability: float, fault: str | int, **more: Any) -> dict[str, Any]:
-    """A fault that strikes now and then, and a retry seldom."""
-    return {"fault": fault, "probability": probability, **more}
+    """A fault that strikes now and then, and a retry seldom; not before all slots are in use."""
+    return {"fault": fault, "probability": probability, "after": 12, **more}
 
 
 SCRIPTS = (
     Script(
         name="rate_limits",
-        faults=({"fault": 429, "retry_after": 0.5, "every": 4}, by_chance(0.2, 429)),
+        modes=("chat", "packed"),
+        faults=({"fault": 429, "retry_after": 0.05, "every": 5}, by_chance(0.2, 429)),
     ),
-    Script(name="parallel_limit", dialects=("openai", "litellm"), faults=(by_chance(0.2, "parallel"),)),
+    Script(
+        name="parallel_limit",
+        dialects=("openai", "litellm"),
+        modes=("stream",),
+        faults=(by_chance(0.2, "parallel"),),
+    ),
     Script(
         name="upstream_limits",
         dialects=("litellm", "lumen"),
+        modes=("chat",),
         faults=(by_chance(0.3, "upstream_429"),),
     ),
     Script(
@@ -211,7 +226,7 @@ SCRIPTS = (
         Script(
             name=f"mixed_{seed}",
             faults=(
-                by_chance(0.05, 429, retry_after=0.2),
+                by_chance(0.05, 429, retry_after=0.05),
                 by_chance(0.04, 500),
                 by_chance(0.02, 503),
                 by_chance(0.02, "front_html", status=524),
@@ -235,6 +250,7 @@ SCRIPTS = (
         for seed, modes in ((1, ("chat", "stream", "packed")), (2, ("chat",)), (3, ("stream", "packed")))
     ),
 )
+NONE = ("lumen", "packed")  # it has no embeddings; that it says so is a scenario
 MODES: dict[str, dict[str, Any]] = {
     "chat": {},
     "stream": {"gateway__stream": True},
@@ -247,7 +263,7 @@ CASES = [
     for dialect in PRESETS
     for script in SCRIPTS
     for mode in script.modes
-    if dialect in script.dialects and not (mode == "packed" and dialect == "lumen")
+    if dialect in script.dialects and (dialect, mode) != NONE
 ]
 HASTE = 30
 
@@ -277,3 +293,27 @@ def test_ledger_journal_and_results_agree(hasty: None, dialect: str, script: Scr
     print(f"{dialect} {mode} {script.name}: {reckoning.line}")
     assert reckoning.rows == len(rows)
     assert lab.column("id") == [row["id"] for row in rows]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("dialect", "mode"), [(dialect, mode) for dialect in PRESETS for mode in MODES if (dialect, mode) != NONE]
+)
+def test_they_agree_also_after_kill_9(dialect: str, mode: str, tmp_path: Path) -> None:
+    """With requests in flight: what was billed of them is among the lost attempts that the next start names."""
+    settings = {"gateway__concurrency": 4} | MODES[mode]
+    rows = numbered(160 if mode == "packed" else 60)
+    with lab_of(dialect, tmp_path) as lab:
+        lab.gateway.play({"fault": "slow_headers", "seconds": 0.05})
+        model = str(lab.gateway.vectors) if mode == "packed" else lab.gateway.priced
+        process = lab.start(rows, model, **settings)
+        while lab.gateway.asked() < 12:
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.kill()
+        process.wait()
+        assert lab.run(rows, model, **settings).code == 0
+        reckoning = lab.reconcile()
+    print(f"{dialect} {mode} killed: {reckoning.line}")
+    assert 0 < reckoning.lost <= 2 * 4
+    assert lab.column("status") == ["succeeded"] * len(rows)
