@@ -71,7 +71,8 @@ class Claim:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reckoning:
-    """What was found. ``unseen`` bills are covered by ``lost`` attempts; ``untold`` are answers whose cost is null."""
+    """What was found. ``unseen`` bills are covered by ``lost`` attempts of unknown cost; ``untold`` are answers whose cost
+    is null."""
 
     rows: int
     bills: int
@@ -104,7 +105,8 @@ def reconcile(folder: Path, bills: Sequence[Bill], *, results: Path | None = Non
         spent = reader.spent(space.journal.db)
         totals = reader.totals(space.journal.db)
     found = [claim for claim in claims if claim.bill is not None]
-    unseen, seen = [claim for claim in found if claim.lost], [claim for claim in found if not claim.lost]
+    seen = [claim for claim in found if not claim.lost]
+    unseen = [claim for claim in found if claim.lost and claim.cost is None]
     untold = [claim for claim in seen if claim.cost is None]
     reckoning = Reckoning(
         rows=totals.completed + totals.failed,
@@ -137,7 +139,7 @@ def _claims(space: Workspace) -> Iterator[Claim]:
     calls: defaultdict[object, list[tuple[Any, ...]]] = defaultdict(list)
     packed = space.job.request.endpoint == "embeddings"
     outcomes = space.journal.db.execute(
-        "SELECT custom_id, request_id, cost, lost, status, prompt_tokens, completion_tokens FROM outcome WHERE sent"
+        "SELECT custom_id, coalesce(request_id, call_id), cost, lost, status, prompt_tokens, completion_tokens FROM outcome WHERE sent"
     )
     for outcome in outcomes:
         calls[outcome[1] if packed and outcome[1] else object()].append(outcome)
@@ -241,7 +243,9 @@ def _row_in_name(names: frozenset[str], numbers: dict[str, str]) -> str | None:
 
 
 def _agree(claim: Claim) -> None:
-    if claim.lost or claim.cost is None:
+    if claim.kind == "answer" and claim.bill is None:
+        assert claim.tokens == (None, None), f"an answer that was never billed: {claim}"
+    if claim.cost is None:
         return
     if claim.bill is None:
         assert claim.cost == 0, f"the journal has a cost that was never billed: {claim}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,9 @@ from reconcile import bill_of
 from scenarios import SCENARIOS, Gateway, Lab, numbered
 from simulated import Simulated, simulated
 
-from pipeline import outage
+from pipeline import billing, outage
+from pipeline.gateways import litellm, openai
+from pipeline.gateways.complaint import retry_after
 from pipeline.retry import Backoff
 from pipeline.simulator import Key, Model, Settings
 
@@ -77,14 +80,23 @@ def gateway_of(sim: Simulated, dialect: str) -> Gateway:
 @contextmanager
 def lab_of(dialect: str, folder: Path, *, seed: int = 0) -> Iterator[Lab]:
     """The simulator in one dialect, and a clean folder."""
-    settings = {"dialect": dialect, "api_key": KEY, "models": MODELS, "seed": seed}
+    settings = {
+        "dialect": dialect,
+        "api_key": KEY,
+        "models": MODELS,
+        "seed": seed,
+        "spend_lag_s": 0.0,
+        "cooldown_s": 0.2,
+    }
     with simulated(Settings(**settings | SETTINGS[dialect])) as sim:
         yield Lab(gateway=gateway_of(sim, dialect), folder=folder)
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
 @pytest.mark.parametrize("dialect", PRESETS)
-def test_the_simulator_in_each_dialect(scenario: Callable[[Lab], None], dialect: str, tmp_path: Path) -> None:
+def test_the_simulator_in_each_dialect(
+    hasty: None, scenario: Callable[[Lab], None], dialect: str, tmp_path: Path
+) -> None:
     with lab_of(dialect, tmp_path) as lab:
         scenario(lab)
 
@@ -114,7 +126,7 @@ SCRIPTS = (
     Script(
         name="rate_limits",
         modes=("chat", "packed"),
-        faults=({"fault": 429, "retry_after": 0.05, "every": 5}, by_chance(0.2, 429)),
+        faults=({"fault": 429, "retry_after": 0.5, "every": 5}, by_chance(0.2, 429, retry_after=0.2)),
     ),
     Script(
         name="parallel_limit",
@@ -150,11 +162,11 @@ SCRIPTS = (
     Script(
         name="hangs",
         faults=(
-            by_chance(0.05, "hang"),
-            by_chance(0.08, "slow_headers", seconds=0.5),
-            by_chance(0.08, "slow_body", seconds=0.5),
+            by_chance(0.04, "hang"),
+            by_chance(0.06, "slow_headers", seconds=0.4),
+            by_chance(0.06, "slow_body", seconds=0.4),
         ),
-        job={"gateway__timeout": 0.25},
+        job={"gateway__timeout": 0.2},
     ),
     Script(
         name="malformed",
@@ -200,8 +212,7 @@ SCRIPTS = (
         name="cooldown",
         dialects=("litellm",),
         modes=("chat",),
-        faults=({"fault": "cooldown", "between": [20, 20]},),
-        slow=True,
+        faults=({"fault": "cooldown", "between": [20, 20]}, {"fault": "upstream_404", "between": [40, 40]}),
     ),
     Script(
         name="budget_used_up",
@@ -226,7 +237,7 @@ SCRIPTS = (
         Script(
             name=f"mixed_{seed}",
             faults=(
-                by_chance(0.05, 429, retry_after=0.05),
+                by_chance(0.05, 429, retry_after=0.5),
                 by_chance(0.04, 500),
                 by_chance(0.02, 503),
                 by_chance(0.02, "front_html", status=524),
@@ -275,6 +286,14 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Backoff, "delay", lambda self, tries, told=None: delay(self, tries, told) / HASTE)
     monkeypatch.setattr(Backoff, "soon", lambda self: soon(self) / HASTE)
     monkeypatch.setattr(outage, "FIRST_PROBE_S", outage.FIRST_PROBE_S / HASTE)
+    monkeypatch.setattr(billing, "LEDGER_LATE_S", 0.0)
+    for module in (openai, litellm):
+        monkeypatch.setattr(module, "retry_after", _told_in_haste)
+
+
+def _told_in_haste(*words: Any) -> float | None:
+    told = retry_after(*words)
+    return None if told is None else told / HASTE
 
 
 @pytest.mark.parametrize(("dialect", "script", "mode"), CASES)
@@ -290,15 +309,17 @@ def test_ledger_journal_and_results_agree(hasty: None, dialect: str, script: Scr
             lab.reconcile()
         assert ended.code in (0, 3), ended.err
         reckoning = lab.reconcile()
-    print(f"{dialect} {mode} {script.name}: {reckoning.line}")
-    assert reckoning.rows == len(rows)
-    assert lab.column("id") == [row["id"] for row in rows]
+        print(f"{dialect} {mode} {script.name}: {reckoning.line}")
+        assert reckoning.rows == len(rows)
+        assert lab.column("id") == [row["id"] for row in rows]
+        if reckoning.unseen and dialect == "litellm":  # it can be asked what lost tries were billed
+            asyncio.run(billing.billing(tmp_path / "out.jsonl.run", say=print))
+            assert lab.run(rows, model, **settings).code == ended.code
+            assert lab.reconcile().unseen == 0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("dialect", "mode"), [(dialect, mode) for dialect in PRESETS for mode in MODES if (dialect, mode) != NONE]
-)
+@pytest.mark.parametrize(("dialect", "mode"), [("openai", "packed"), ("litellm", "stream"), ("lumen", "chat")])
 def test_they_agree_also_after_kill_9(dialect: str, mode: str, tmp_path: Path) -> None:
     """With requests in flight: what was billed of them is among the lost attempts that the next start names."""
     settings = {"gateway__concurrency": 4} | MODES[mode]
