@@ -26,7 +26,8 @@ class Ticket:
     """A request on its way: ``rows`` are those it asks for when they are embeddings, all in one call. ``tries`` were charged to the row, ``sends`` went out, ``waits`` were the gateway's doing.
 
     ``stream``: the next try asks for events. ``blamed``: how often the gateway was blamed for
-    its error. ``spent``: what the last one cost, None when it may have been billed unseen.
+    its error. ``stale``: one try of it went into a connection that was just closing.
+    ``spent``: what the last one cost, None when it may have been billed unseen.
     """
 
     request: Request
@@ -37,6 +38,7 @@ class Ticket:
     stream: bool = False
     spent: float | None = 0.0
     blamed: int = 0
+    stale: bool = False
 
 
 class Backlog:

@@ -9,8 +9,8 @@ from typing import Protocol
 from pipeline.accounting import Accounting
 from pipeline.backlog import Ticket
 from pipeline.gateways import OpenAI
-from pipeline.gateways.openai import usage_of
-from pipeline.records import Attempt, Completion, Cost, Kind, Outcome, Reply, Request, Usage, Verdict
+from pipeline.gateways.openai import usage_told
+from pipeline.records import Attempt, Completion, Cost, Kind, Outcome, Reply, Request, Verdict
 
 SLOW = frozenset({"timeout", "http_524", "http_504"})
 
@@ -45,7 +45,7 @@ class Books:
         """The end of a row: an answer, or an error. Notes in the ticket what the exchange cost."""
         request = ticket.request
         completion: Completion | None = None
-        cost = self._told_cost(reply, request.model)
+        cost = self._told_cost(reply, request)
         if verdict.kind is Kind.OK:
             completion = self._dialect.completion(reply, request.endpoint)
             cost = self._cost_of(request, completion, reply)
@@ -73,7 +73,7 @@ class Books:
 
     def attempt(self, ticket: Ticket, reply: Reply, verdict: Verdict, call_id: str) -> Attempt:
         """A try that did not end its row."""
-        cost = self._told_cost(reply, ticket.request.model)
+        cost = self._told_cost(reply, ticket.request)
         return Attempt(
             custom_id=ticket.request.custom_id,
             fingerprint=ticket.request.fingerprint,
@@ -94,12 +94,13 @@ class Books:
         completion = self._dialect.completion(reply, request.endpoint)
         return replace(attempt, cost=self._cost_of(request, completion, reply))
 
-    def _told_cost(self, reply: Reply, model: str) -> Cost:
+    def _told_cost(self, reply: Reply, request: Request) -> Cost:
         """What a try cost that gave no answer: as the gateway says, or by the tokens it counted for nothing."""
         if reply.status != 200:
             return Cost()
         told = self._dialect.told_cost(reply)
-        return told or self._accounting.cost(_usage_in(reply), model=model, served_model=None)
+        usage = usage_told(reply, request.endpoint)
+        return told or self._accounting.cost(usage, model=request.model, served_model=None)
 
     def _cost_of(self, request: Request, completion: Completion, reply: Reply) -> Cost:
         return self._dialect.told_cost(reply) or self._accounting.cost(
@@ -112,12 +113,8 @@ def may_be_billed(reply: Reply, verdict: Verdict, cost: float | None) -> bool:
     200 holds that cannot be read nobody knows, unless tokens or cost stand beside it."""
     if reply.failure is not None:
         return reply.failure.sent
-    unread = reply.status == 200 and verdict.kind is Kind.TRANSIENT and _usage_in(reply).prompt_tokens is None
+    unread = reply.status == 200 and verdict.kind is Kind.TRANSIENT and usage_told(reply).prompt_tokens is None
     return verdict.code in SLOW or (unread and cost is None)
-
-
-def _usage_in(reply: Reply) -> Usage:
-    return usage_of(reply.json.get("usage") if isinstance(reply.json, dict) else None)
 
 
 def _with_tries(message: str, tries: int) -> str:

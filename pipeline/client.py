@@ -10,7 +10,7 @@ import ipaddress
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Self, cast
 from urllib.parse import urlsplit
@@ -96,29 +96,9 @@ class Client:
 
         With ``stream`` the body asks for events: they are put together into the body that a plain call would have had,
         and silence between them is bounded by ``idle_timeout_s``.
-        A reused connection that drops within a second and before any byte of the reply lost a race with the server's
-        idle timeout: that request was not read, and is sent once more.
+        A reused connection that drops within a second and before any byte of the reply most likely lost a race with the
+        server's idle timeout: such a failure is ``stale``.
         """
-        reply = await self._exchange(endpoint, body, headers, stream)
-        if reply.failure is not None and reply.failure.code == "stale_connection":
-            reply = await self._exchange(endpoint, body, headers, stream)
-            if reply.failure is not None and reply.failure.code == "stale_connection":
-                failure = Failure(code="disconnected", message=reply.failure.message, sent=True)
-                return Reply(status=0, headers={}, body=b"", json=None, elapsed_s=reply.elapsed_s, failure=failure)
-        return reply
-
-    async def get(self, path: str) -> Reply:
-        """GET what costs nothing to ask, such as a list of models. Never raises for what the network or the server does."""
-        started = time.monotonic()
-        try:
-            async with self._session.get(
-                self._connection.base_url + path, allow_redirects=False, timeout=self._timeout
-            ) as response:
-                return self._reply(response, await response.read(), time.monotonic() - started)
-        except (aiohttp.ClientError, TimeoutError, OSError) as exc:
-            return self._failed(failure_of(exc), started)
-
-    async def _exchange(self, endpoint: str, body: bytes, headers: Mapping[str, str], stream: bool) -> Reply:
         started = time.monotonic()
         try:
             async with self._session.post(
@@ -136,6 +116,17 @@ class Client:
             elapsed = time.monotonic() - started
             failure = failure_of(exc, stale=isinstance(exc, StaleConnectionError) and elapsed < REUSED_DROP_S)
             return self._failed(failure, started)
+
+    async def get(self, path: str) -> Reply:
+        """GET what costs nothing to ask, such as a list of models. Never raises for what the network or the server does."""
+        started = time.monotonic()
+        try:
+            async with self._session.get(
+                self._connection.base_url + path, allow_redirects=False, timeout=self._timeout
+            ) as response:
+                return self._reply(response, await response.read(), time.monotonic() - started)
+        except (aiohttp.ClientError, TimeoutError, OSError) as exc:
+            return self._failed(failure_of(exc), started)
 
     async def _assembled(self, response: aiohttp.ClientResponse, started: float) -> Reply:
         assembly = Assembly()
@@ -177,7 +168,7 @@ class Client:
         if not self._connection.api_key:
             return failure
         message = failure.message.replace(self._connection.api_key, "[key]")
-        return Failure(code=failure.code, message=message, sent=failure.sent)
+        return replace(failure, message=message)
 
 
 class StaleConnectionError(aiohttp.ServerDisconnectedError):
@@ -232,7 +223,8 @@ def failure_of(exc: BaseException, *, stale: bool = False) -> Failure:
         if isinstance(exc, kind):
             return Failure(code=code, message=f"cannot connect: {words}", sent=False)
     if stale:
-        return Failure(code="stale_connection", message="an idle connection was closed as it was used", sent=False)
+        message = "an idle connection was closed as it was used"
+        return Failure(code="disconnected", message=message, sent=True, stale=True)
     if isinstance(exc, TimeoutError):
         return Failure(code="timeout", message="no complete answer within the timeout", sent=True)
     return Failure(

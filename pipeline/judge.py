@@ -177,7 +177,9 @@ class Judge:
         """The row's fault or the gateway's: where the reply does not tell, a witness does."""
         ticket = tried.ticket
         self.trouble = f"{verdict.code}: {verdict.message}"
-        if reply.failure is not None and tried.sent_at < self._slept_at:
+        failure = reply.failure
+        if failure is not None and (tried.sent_at < self._slept_at or (failure.stale and not ticket.stale)):
+            ticket.stale = ticket.stale or failure.stale
             await self._try_again(tried, reply, verdict)
             return
         if verdict.ambiguous:

@@ -54,11 +54,15 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """Why there is no reply. ``sent`` says whether the gateway may have seen, and billed, the request."""
+    """Why there is no reply. ``sent`` says whether the gateway may have seen, and billed, the request.
+
+    ``stale``: an idle connection was used just as it was closed. Most likely the request was not read.
+    """
 
     code: str
     message: str
     sent: bool
+    stale: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,8 +35,8 @@ def reply(status: int = 200, json: object = GOOD, headers: Mapping[str, str] | N
     return Reply(status=status, headers=headers or {}, body=b"{}", json=json, elapsed_s=0.1)
 
 
-def lost(code: str = "timeout", *, sent: bool = True) -> Reply:
-    failure = Failure(code=code, message="gone", sent=sent)
+def lost(code: str = "timeout", *, sent: bool = True, stale: bool = False) -> Reply:
+    failure = Failure(code=code, message="gone", sent=sent, stale=stale)
     return Reply(status=0, headers={}, body=b"", json=None, elapsed_s=0.1, failure=failure)
 
 

@@ -98,13 +98,14 @@ def test_connections_are_kept_for_less_than_the_servers_five_seconds() -> None:
     assert raw.connections == 1
 
 
-def test_a_reused_connection_that_drops_at_once_is_tried_again_and_costs_nothing() -> None:
+def test_a_reused_connection_that_drops_at_once_is_known_as_stale() -> None:
     async def drop_reused(connection: int, nth: int) -> bytes | None:
         return ANSWER if nth == 1 else None
 
     reply, raw = exchange(drop_reused, twice)
-    assert reply.status == 200
-    assert (raw.connections, len(raw.requests)) == (2, 3)
+    assert reply.failure is not None
+    assert (reply.failure.code, reply.failure.sent, reply.failure.stale) == ("disconnected", True, True)
+    assert (raw.connections, len(raw.requests)) == (1, 2)
 
 
 def test_a_fresh_connection_that_drops_is_a_lost_attempt() -> None:
@@ -114,6 +115,7 @@ def test_a_fresh_connection_that_drops_is_a_lost_attempt() -> None:
     reply, raw = exchange(drop, once)
     assert reply.failure is not None
     assert (reply.failure.code, reply.failure.sent, len(raw.requests)) == ("disconnected", True, 1)
+    assert not reply.failure.stale
 
 
 def test_a_reused_connection_that_drops_late_is_a_lost_attempt() -> None:
@@ -125,7 +127,7 @@ def test_a_reused_connection_that_drops_late_is_a_lost_attempt() -> None:
 
     reply, raw = exchange(drop_late, twice)
     assert reply.failure is not None
-    assert (reply.failure.sent, len(raw.requests)) == (True, 2)
+    assert (reply.failure.sent, reply.failure.stale, len(raw.requests)) == (True, False, 2)
 
 
 @pytest.mark.parametrize("part", [ANSWER[:9], ANSWER[:40], ANSWER[:-4]])
@@ -135,7 +137,9 @@ def test_a_reused_connection_that_drops_in_the_reply_is_a_lost_attempt(part: byt
 
     reply, raw = exchange(drop_inside, twice)
     assert reply.failure is not None
-    assert (reply.failure.sent, len(raw.requests)) == (True, 2), "the reply had begun: it may be billed"
+    assert (reply.failure.sent, reply.failure.stale, len(raw.requests)) == (True, False, 2), (
+        "the reply had begun: it may be billed"
+    )
 
 
 @pytest.mark.parametrize("talk", [once, twice], ids=["fresh", "reused"])

@@ -34,11 +34,11 @@ def rows(count: int) -> list[dict[str, str]]:
 
 @pytest.fixture
 def simulate() -> Iterator[Simulate]:
-    """Start simulators with any ``Settings``, each in a process of its own; see ``simulated.py``."""
+    """Start simulators with any ``Settings``, each in a process of its own; see ``served.py``."""
     processes: list[subprocess.Popen[str]] = []
 
     def start(**settings: Any) -> Server:
-        script = Path(__file__).with_name("simulated.py")
+        script = Path(__file__).with_name("served.py")
         process = subprocess.Popen([sys.executable, script, json.dumps(settings)], stderr=subprocess.PIPE, text=True)
         processes.append(process)
         assert process.stderr is not None

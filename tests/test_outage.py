@@ -31,7 +31,8 @@ def test_maintenance_costs_no_row_an_attempt(bench: Bench, serve: Any, fault: di
         f"{fault['fault']}: {took:.1f} s, outages {[(round(end - start, 1) if end else None) for start, end, _ in summary.outages]}"
     )
     assert (summary.exit_code, summary.failed) == (0, 0)
-    assert all(row["attempts"] == 1 for row in bench.results())
+    # A try that met a connection just as it closed is named as lost, and not charged.
+    assert all(row["attempts"] - row["lost_attempts"] == 1 for row in bench.results())
     assert len(summary.outages) >= 1
     assert all(end is not None for _, end, _ in summary.outages)
     if fault["fault"] == "refused":

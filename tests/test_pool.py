@@ -281,6 +281,18 @@ def test_a_row_that_itself_takes_the_model_away_is_charged_in_the_end() -> None:
     assert statuses == {"r0": "succeeded", "r1": "failed", "r2": "succeeded", "r3": "succeeded", "r4": "succeeded"}
 
 
+@pytest.mark.parametrize(("drops", "tries"), [(1, 1), (2, 2)])
+def test_a_connection_that_was_just_closing_costs_a_row_nothing_once(drops: int, tries: int) -> None:
+    """It is sent again at once, and the first try is named: it may have been read all the same."""
+    gone = lost("disconnected", stale=True)
+    memory, script, pool, _ = work(lambda row, nth: gone if nth <= drops else reply(), attempts=2, takes_s=0.0)
+    assert [outcome.status for outcome in memory.outcomes] == ["succeeded"]
+    assert [(attempt.code, attempt.lost) for attempt in memory.attempts] == [("disconnected", True)] * drops
+    assert [call for _, call in script.sends] == [f"p1-0-{nth}" for nth in range(1, drops + 2)]
+    assert script.sends[1][0] == 0.0
+    assert (len(script.witnesses), pool.outages, memory.set) == (tries - 1, [], {})
+
+
 def test_an_answer_lost_in_an_outage_is_booked_though_not_charged() -> None:
     def away(row: int, nth: int) -> Reply:
         return lost("disconnected") if asyncio.get_running_loop().time() < 100 else reply()

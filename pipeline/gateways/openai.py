@@ -304,9 +304,7 @@ def completion_of(body: dict[str, Any], raw: bytes, *, model: str | None) -> Com
 
 def embedding_of(reply: Reply, *, model: str | None) -> Completion:
     """The answer to an embeddings call; its body is the vectors where ``packs`` has read them."""
-    usage = usage_of(reply.json.get("usage"))
-    if usage.prompt_tokens is not None and usage.completion_tokens is None:
-        usage = replace(usage, completion_tokens=0)  # nothing is written: OpenAI leaves it out
+    usage = usage_told(reply, EMBEDDINGS)
     return Completion(content=None, finish_reason=None, model=model, usage=usage, raw=reply.body)
 
 
@@ -331,6 +329,14 @@ def text_of(content: Any) -> str | None:
     if isinstance(content, list):
         return "".join(part["text"] for part in content if isinstance(part, dict) and isinstance(part.get("text"), str))
     return content if isinstance(content, str) else None
+
+
+def usage_told(reply: Reply, endpoint: str = CHAT) -> Usage:
+    """The tokens that a reply tells, be it an answer or not. For an embedding nothing is written: OpenAI leaves that out."""
+    usage = usage_of(reply.json.get("usage") if isinstance(reply.json, dict) else None)
+    if endpoint == EMBEDDINGS and usage.prompt_tokens is not None and usage.completion_tokens is None:
+        return replace(usage, completion_tokens=0)
+    return usage
 
 
 def usage_of(usage: Any) -> Usage:

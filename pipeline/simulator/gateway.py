@@ -20,7 +20,7 @@ from pipeline.simulator.chance import Occurrences
 from pipeline.simulator.chat import Chat
 from pipeline.simulator.connections import Server
 from pipeline.simulator.dialect import OpenAI
-from pipeline.simulator.faults import Rule
+from pipeline.simulator.faults import Faults, Rule
 from pipeline.simulator.gate import Gate
 from pipeline.simulator.ledger import Bill, Ledger, Line
 from pipeline.simulator.litellm import LiteLLM
@@ -75,10 +75,15 @@ class Gateway:
         self._server = server
         self._port = port
         self._dialect = _DIALECTS[settings.dialect](settings, gate, ledger)
-        self._playback = Playback(settings.faults, settings.seed)
-        by_chance = settings.jitter > 0 or any(rule.probability is not None for rule in settings.faults.rules)
-        self._occurrences = Occurrences(wanted=by_chance)
         self._arrivals = 0
+        self.play(settings.faults)
+
+    def play(self, faults: Faults) -> None:
+        """Have this script from now on. Arrivals are counted on, what its rules have done begins anew."""
+        faults.check(self._settings.dialect)
+        self._playback = Playback(faults, self._settings.seed)
+        by_chance = self._settings.jitter > 0 or any(rule.probability is not None for rule in faults.rules)
+        self._occurrences = Occurrences(wanted=by_chance)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answers, or does what the script says instead."""

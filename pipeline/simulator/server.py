@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 
 from pipeline.simulator.connections import Server
+from pipeline.simulator.faults import Faults
 from pipeline.simulator.gate import Gate
 from pipeline.simulator.gateway import Gateway
 from pipeline.simulator.ledger import Ledger
@@ -26,6 +27,7 @@ class Simulator:
         self._gate = Gate(self._settings)
         self._ledger = Ledger(self._settings, self._gate)
         self._base_url = ""
+        self._gateway: Gateway | None = None
         self._stack = AsyncExitStack()
 
     @property
@@ -38,10 +40,19 @@ class Simulator:
         """Such as ``http://127.0.0.1:41234/v1``; empty before the block begins."""
         return self._base_url
 
+    def play(self, faults: Faults) -> None:
+        """Have another script of faults from now on, inside the block; without rules nothing goes wrong any more.
+
+        Requests are counted on from the first there ever was.
+        """
+        if self._gateway is None:
+            raise RuntimeError("the simulator does not serve yet")
+        self._gateway.play(faults)
+
     async def __aenter__(self) -> Simulator:
         server = Server(lambda request: gateway.handle(request))  # noqa: PLW0108  (they know each other)
         port = Port(self._settings.host, self._settings.port, server)
-        gateway = Gateway(self._settings, self._gate, self._ledger, server, port)
+        gateway = self._gateway = Gateway(self._settings, self._gate, self._ledger, server, port)
         await port.open()
         self._stack.push_async_callback(server.stop)
         self._stack.push_async_callback(port.close)

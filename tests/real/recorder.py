@@ -35,17 +35,23 @@ class Exchange:
         return self.headers.get("x-litellm-call-id")
 
     @property
-    def is_witness(self) -> bool:
-        """Whether it was no row's, but asked whether the gateway is there."""
-        return "-witness-" in (self.call_id or "")
+    def is_billed(self) -> bool:
+        """Whether it is an answer, and a whole one."""
+        return self.status == 200 and (not self.body.startswith(b"data: ") or self.body.endswith(b"data: [DONE]\n\n"))
+
+    @property
+    def usage(self) -> dict[str, Any]:
+        """The tokens that it tells."""
+        told = [event["usage"] for event in self.events or [orjson.loads(self.body)] if event.get("usage")]
+        return dict(told[-1])
 
     @property
     def told_cost(self) -> float | None:
         """What the proxy says that it cost: in a header, or at the end of a stream."""
         if (told := self.headers.get("x-litellm-response-cost")) is not None:
             return float(told)
-        costs = [event["usage"].get("cost") for event in self.events if event.get("usage")]
-        return costs[-1] if costs else None
+        cost: float | None = self.usage.get("cost")
+        return cost
 
     @property
     def events(self) -> list[dict[str, Any]]:
