@@ -16,6 +16,7 @@ from pipeline import packs
 from pipeline.records import EMBEDDINGS, Outcome, Request
 
 MOST_BYTES = 64 << 20  # of fresh bodies: rows with images are large
+MOST_PARKED = 1_000  # rows of models that are away, so that those of others behind them can go on
 
 Item = Request | Outcome
 """What is fed: a request to send, or the outcome of a row that could not become one."""
@@ -49,6 +50,7 @@ class Backlog:
         self._fresh: deque[Item] = deque()
         self._due: deque[Ticket] = deque()
         self._timers: dict[int, asyncio.TimerHandle] = {}
+        self._parked: dict[str, list[Ticket]] = {}
         self._most_waiting = most_waiting
         self._low_water = low_water * pack
         self._pack = pack
@@ -91,14 +93,18 @@ class Backlog:
         while not self._closed:
             if self._due:
                 return self._due.popleft()
-            if self._fresh and len(self._timers) < self._most_waiting and not self._is_scant:
+            if self._fresh and self._has_room and not self._is_scant:
                 return self._next()
-            if self._exhausted and not self._fresh and not self._timers:
+            if self._exhausted and not self._fresh and not self._timers and not self._parked:
                 return None
             future = asyncio.get_running_loop().create_future()
             self._waiters.append(future)
             await future
         return None
+
+    @property
+    def _has_room(self) -> bool:
+        return len(self._timers) < self._most_waiting and sum(map(len, self._parked.values())) < MOST_PARKED
 
     @property
     def _is_full(self) -> bool:
@@ -161,6 +167,18 @@ class Backlog:
         self._rows_waiting += len(ticket.rows) or 1
         self._timers[id(ticket)] = loop.call_later(delay_s, self._come_due, ticket)
 
+    def park(self, ticket: Ticket, model: str) -> None:
+        """Have the ticket wait until ``unpark`` is told that its model is there again."""
+        self._rows_waiting += len(ticket.rows) or 1
+        self._parked.setdefault(model, []).append(ticket)
+
+    def unpark(self, model: str) -> None:
+        """Have all tickets of this model come again."""
+        tickets = self._parked.pop(model, [])
+        self._rows_waiting -= sum(len(ticket.rows) or 1 for ticket in tickets)
+        self._due.extend(tickets)
+        self._wake()
+
     def _come_due(self, ticket: Ticket) -> None:
         del self._timers[id(ticket)]
         self._rows_waiting -= len(ticket.rows) or 1
@@ -178,6 +196,7 @@ class Backlog:
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
+        self._parked.clear()
         self._rows_waiting = 0
         self._wants_more.set()
         self._wake()

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from pipeline import packs
+from pipeline.away import Away
 from pipeline.backlog import Backlog, Ticket
 from pipeline.books import SLOW, Books, Keeper
 from pipeline.budget import Budget
 from pipeline.drift import Drift
 from pipeline.errors import PipelineError
 from pipeline.gateways import OpenAI
-from pipeline.outage import Outage
 from pipeline.patience import refused
 from pipeline.poison import Poison
 from pipeline.rates import Rates
@@ -101,7 +101,7 @@ class Judge:
         """The machine was asleep: what was in flight is gone, and nobody's fault."""
         self._slept_at = asyncio.get_running_loop().time()
 
-    async def settle(self, tried: Try, reply: Reply, outage: Outage) -> None:
+    async def settle(self, tried: Try, reply: Reply, away: Away) -> None:
         """Act on what came back."""
         ticket = tried.ticket
         verdict = self.believed(self._dialect.classify(reply, ticket.request.endpoint))
@@ -120,7 +120,7 @@ class Judge:
                 self.reached = True
                 await self._keep(tried, outcome)
             case Kind.TRANSIENT | Kind.OUTAGE:
-                await self._blame(tried, reply, verdict, outage)
+                await self._blame(tried, reply, verdict, away)
             case Kind.THROTTLED:
                 self._clear(tried)
                 self._hold(tried, verdict)
@@ -173,7 +173,7 @@ class Judge:
 
     # blame
 
-    async def _blame(self, tried: Try, reply: Reply, verdict: Verdict, outage: Outage) -> None:
+    async def _blame(self, tried: Try, reply: Reply, verdict: Verdict, away: Away) -> None:
         """The row's fault or the gateway's: where the reply does not tell, a witness does."""
         ticket = tried.ticket
         self.trouble = f"{verdict.code}: {verdict.message}"
@@ -183,12 +183,12 @@ class Judge:
             await self._try_again(tried, reply, verdict)
             return
         if verdict.ambiguous:
-            away = ticket.blamed < MOST_BLAMED and await outage.blames_gateway(verdict, ticket.request)
-            ticket.blamed += away
+            blamed = ticket.blamed < MOST_BLAMED and await away.blames_gateway(verdict, ticket.request)
+            ticket.blamed += blamed
         else:
-            away = verdict.kind is Kind.OUTAGE
-        if away:
-            outage.open(verdict, ticket.request)
+            blamed = verdict.kind is Kind.OUTAGE
+        if blamed:
+            away.open(verdict, ticket.request)
             await self._try_again(tried, reply, verdict)
         else:
             await self._charge(tried, reply, verdict)

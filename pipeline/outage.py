@@ -94,7 +94,7 @@ class Outage:
     """``await gate()`` before every send; ``open`` on an OUTAGE verdict; ``blames_gateway`` before charging a row.
 
     ``believed`` tells what a verdict is worth now. ``lasts`` is told after each probe that found nobody: what it found, and
-    how long this outage is now, in seconds.
+    how long this outage is now, in seconds; ``ended`` when it is over.
     """
 
     def __init__(
@@ -104,11 +104,13 @@ class Outage:
         believed: Callable[[Verdict], Verdict],
         wall_clock: Callable[[], float],
         lasts: Callable[[Verdict, float], None],
+        ended: Callable[[], None] = lambda: None,
     ) -> None:
         self._prober = prober
         self._believed = believed
         self._now = wall_clock
         self._lasts = lasts
+        self._ended = ended
         self._passable = asyncio.Event()
         self._passable.set()
         self._opened = asyncio.Event()
@@ -192,6 +194,7 @@ class Outage:
             self._past.append(replace(self._spell, ended_at=self._now()))
             self._spell = None
         self._passable.set()
+        self._ended()
 
 
 def _cheap_delay(said: Verdict, lasts_s: float) -> float:

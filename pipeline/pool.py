@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from pipeline import packs
 from pipeline.accounting import Accounting
+from pipeline.away import Away
 from pipeline.backlog import Backlog, Item, Ticket
 from pipeline.books import Books, Keeper
 from pipeline.errors import BudgetError, PipelineError
@@ -31,7 +32,8 @@ ASLEEP_S = 30.0  # the wall clock runs on while a machine sleeps, the loop's doe
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """What the pool works by. ``reached``: this journal has answers from this gateway."""
+    """What the pool works by. ``reached``: this journal has answers from this gateway; ``many_models``: rows
+    name their own."""
 
     slots: int
     run_name: str
@@ -39,6 +41,7 @@ class Terms:
     fail_on_length: bool = False
     stream: bool = False
     reached: bool = False
+    many_models: bool = False
     patience: Patience = field(default_factory=Patience)
     pack: int = 1
     pack_tokens: int = 0
@@ -90,19 +93,15 @@ class Pool:
             stop=self.stop,
             reached=terms.reached,
         )
-        self._outage = Outage(
-            GatewayProber(sender, dialect, run_name=terms.run_name, booked=self._book_witness),
-            believed=self._judge.believed,
-            wall_clock=wall_clock,
-            lasts=self._outage_lasts,
-        )
+        self._prober = GatewayProber(sender, dialect, run_name=terms.run_name, booked=self._book_witness)
+        self._away = Away(self._new_outage, many=terms.many_models, back=self._backlog.unpark)
         self.stopped: PipelineError | None = None
 
     @property
     def activity(self) -> Activity:
         """What goes on now."""
         now = asyncio.get_running_loop().time()
-        spell = self._outage.spell
+        spell = self._away.spell
         return Activity(
             busy=len(self._in_flight),
             slots=self._slots.allowed,
@@ -118,12 +117,12 @@ class Pool:
     @property
     def outages(self) -> list[Spell]:
         """Those there were, and the one that lasts."""
-        return self._outage.spells
+        return self._away.spells
 
     async def work(self, feed: AsyncGenerator[Sequence[Item], None]) -> None:
         """Run until the feed is worked off or the pool was told to ``drain``."""
         async with asyncio.TaskGroup() as group:
-            watching = group.create_task(self._outage.watch(), name="outage")
+            watching = group.create_task(self._away.watch(), name="outages")
             dividing = group.create_task(self._divide(), name="lease")
             async with asyncio.TaskGroup() as workers:
                 workers.create_task(self._feed(feed), name="feed")
@@ -135,7 +134,7 @@ class Pool:
     def drain(self) -> None:
         """Start nothing more; what is in flight is finished and kept."""
         self._backlog.close()
-        self._outage.release()
+        self._away.release()
         self._slots.close()
         self._rates.close()
 
@@ -171,6 +170,9 @@ class Pool:
             if isinstance(item, Outcome):
                 await self._keeper.keep((item,))
                 continue
+            if self._away.model(item.request.model):
+                self._backlog.park(item, item.request.model)
+                continue
             await self._slots.acquire()
             try:
                 await self._try_within(item)
@@ -190,13 +192,15 @@ class Pool:
             self.stop(exc)
             return
         tokens = self._estimate.of(ticket.request)
-        await self._outage.gate()
+        await self._away.gate()
         await self._rates.turn(tokens)
-        while self._outage.spell is not None and not self._backlog.closed:  # it began while this one waited
-            await self._outage.gate()
+        while self._away.gateway and not self._backlog.closed:  # it began while this one waited
+            await self._away.gate()
             await self._rates.turn(tokens)
         ticket.spent = 0.0
-        if not self._backlog.closed:
+        if self._away.model(ticket.request.model):
+            self._backlog.park(ticket, ticket.request.model)
+        elif not self._backlog.closed:
             await self._try(ticket, tokens)
         if self._budget is not None:
             self._budget.settle(reserved, ticket.spent)
@@ -218,7 +222,7 @@ class Pool:
             reply = await self._send(tried)
         finally:
             del self._in_flight[id(tried)]
-        await self._judge.settle(tried, reply, self._outage)
+        await self._judge.settle(tried, reply, self._away)
 
     async def _send(self, tried: Try) -> Reply:
         ticket, request = tried.ticket, tried.ticket.request
@@ -231,6 +235,15 @@ class Pool:
         return await self._sender.send(request.endpoint, body, self._dialect.headers(tried.call_id), stream=stream)
 
     # what others tell
+
+    def _new_outage(self, ended: Callable[[], None]) -> Outage:
+        return Outage(
+            self._prober,
+            believed=self._judge.believed,
+            wall_clock=self._wall_clock,
+            lasts=self._outage_lasts,
+            ended=ended,
+        )
 
     def _outage_lasts(self, said: Verdict, seconds: float) -> None:
         if (why := self._terms.patience.ends(said, seconds, reached=self._judge.reached)) is not None:

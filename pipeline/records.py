@@ -104,6 +104,7 @@ class Verdict:
     answered; an OUTAGE that comes back for the same row while others are answered is that row's, too.
     ``recheck_s``: a FATAL that, once this key has worked, is held as an outage first, and believed after so long.
     ``unsent``: the request never left, nobody was there to take it.
+    ``of_model``: an OUTAGE of the model asked; others may be there.
     ``most_tries``: a TRANSIENT that more tries than these do not mend, whatever the job allows.
     """
 
@@ -117,6 +118,7 @@ class Verdict:
     recheck_s: float = 0.0
     most_tries: int | None = None
     unsent: bool = False
+    of_model: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

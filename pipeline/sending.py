@@ -190,6 +190,7 @@ class Sending:
             fail_on_length=job.request.on_length == "fail",
             stream=job.gateway.stream,
             reached=self._counts.bought > 0,
+            many_models=job.model is None,
             patience=self._patience,
             pack=job.pack,
             pack_tokens=job.request.pack_tokens,

@@ -16,7 +16,7 @@ FLOORS = {
     1: set(
         "job source template gateways stream budget drift retry hours patience poison tokens accounting lease journal sink progress".split()
     ),
-    2: set("client backlog packs books outage slots rates judge pool display simulator".split()),
+    2: set("client backlog packs books outage away slots rates judge pool display simulator".split()),
     3: set(
         "guards flow workspace feed wishes clearing sending run entry signals selection results export status verify trial ending preflight plan "
         "models billing reckoning".split()

@@ -11,7 +11,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pools import GOOD, Kept, Script, error, feed, lost, pool_of, reply, work
+from pools import GOOD, Kept, Script, error, feed, lost, pool_of, reply, request, work
 from virtual import run_virtually
 
 from pipeline.errors import BudgetError, GatewayError, IncompleteError, LookError
@@ -476,3 +476,45 @@ def test_the_snapshot_tells_what_it_waits_for() -> None:
 
     work(lambda row, nth: reply(), rows=3, takes_s=412.0, during=look)
     assert seen == ["3 rows left, the oldest takes 0 s already", "3 rows left, the oldest takes 400 s already"]
+
+
+def test_one_of_several_models_that_is_away_does_not_hold_the_others() -> None:
+    """A third of the rows ask a model in cooldown: they wait, the rest goes on, and nobody is charged."""
+    cold = error(429, "in cooldown", {"retry-after": "5"}, type="all_deployments_in_cooldown")
+    finished: dict[str, float] = {}
+
+    class Two(Script):
+        """Model m-cold is away for five minutes."""
+
+        async def send(self, endpoint: str, body: bytes, headers: Mapping[str, str], *, stream: bool) -> Reply:
+            now = asyncio.get_running_loop().time()
+            if b"m-cold" in body and now < 300:
+                return cold
+            answer = await super().send(endpoint, body, headers, stream=stream)
+            finished[body.decode()[-9:]] = asyncio.get_running_loop().time()
+            return answer
+
+    async def rows() -> AsyncGenerator[list[Request | Outcome], None]:
+        for number in range(90):
+            model = "m-cold" if number % 3 == 0 else "m-warm"
+            yield [replace(request(number), model=model, body=f'{{"model":"{model}"}}'.encode())]
+
+    kept, gateway = Kept(), Two(lambda row, nth: reply())
+
+    async def main() -> tuple[Pool, float]:
+        pool = pool_of(gateway, kept, slots=4, dialect=LiteLLM(), reached=True, many_models=True)
+        warm_at = 0.0
+        working = asyncio.create_task(pool.work(rows()))
+        while not working.done():
+            await asyncio.sleep(0.5)
+            if sum(outcome.model == "m-warm" for outcome in kept.outcomes) == 60 and not warm_at:
+                warm_at = asyncio.get_running_loop().time()
+        return pool, warm_at
+
+    pool, warm_at = run_virtually(main())
+    assert len(kept.outcomes) == 90
+    assert kept.attempts == []
+    assert warm_at < 20, "sixty rows at four slots of a second"
+    assert [spell.code for spell in pool.outages] == ["model_cooldown"]
+    cold_sends = [call for when, call in gateway.sends if when < 300]
+    assert len(cold_sends) == 60

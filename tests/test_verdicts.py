@@ -91,11 +91,11 @@ LITELLM = {
             {**PAST_AUTH, "retry-after": "5"},
             type="all_deployments_in_cooldown",
         ),
-        verdict(OUTAGE, "model_cooldown", retry_after_s=5.0),
+        verdict(OUTAGE, "model_cooldown", retry_after_s=5.0, of_model=True),
     ),
     "429 cooldown of an older version": (
         error(429, "No deployments available for selected model, Try again in 5 seconds. Passed model=m", type="None"),
-        verdict(OUTAGE, "model_away"),
+        verdict(OUTAGE, "model_away", of_model=True),
     ),
     "429 the model's slots": (
         error(429, "litellm.RateLimitError: Deployment has all max_parallel_requests slots in use", PAST_AUTH),
@@ -167,7 +167,7 @@ LITELLM = {
             PAST_AUTH,
             type="authentication_error", param=None, code="401",
         ),
-        verdict(OUTAGE, "upstream_credentials"),
+        verdict(OUTAGE, "upstream_credentials", of_model=True),
     ),
     "403 not allowed": (
         error(
@@ -199,7 +199,7 @@ LITELLM = {
             PAST_AUTH,
             type="invalid_request_error", code="400",
         ),
-        verdict(OUTAGE, "model_away"),
+        verdict(OUTAGE, "model_away", of_model=True),
     ),
     "400 no messages": (
         error(400, "/chat/completions: Missing required parameter: 'messages'.", PAST_AUTH, param="messages"),
@@ -333,10 +333,10 @@ LUMEN = {
         error(401, "Invalid or inactive API key", type="authentication_error"),
         verdict(FATAL, "invalid_api_key", recheck_s=60.0),
     ),
-    "401 upstream": (answer(401, {"error": UPSTREAM_401}), verdict(OUTAGE, "upstream_credentials")),
+    "401 upstream": (answer(401, {"error": UPSTREAM_401}), verdict(OUTAGE, "upstream_credentials", of_model=True)),
     "401 upstream, in a stream": (
         error(401, "upstream 401", type="AuthenticationError"),
-        verdict(OUTAGE, "upstream_credentials"),
+        verdict(OUTAGE, "upstream_credentials", of_model=True),
     ),
     "403 upstream": (
         error(403, "upstream 403", type="invalid_request_error"),
@@ -394,7 +394,7 @@ LUMEN = {
     ),
     "503 no healthy endpoints": (
         error(503, "No healthy endpoints for model 'x'", type="server_error"),
-        verdict(OUTAGE, "model_away", retry_after_s=60.0),
+        verdict(OUTAGE, "model_away", retry_after_s=60.0, of_model=True),
     ),
     "504 the gateway in front": (
         answer(504, b"upstream request timeout", {"content-type": "text/plain", "server": "envoy"}),

@@ -36,7 +36,7 @@ LITELLM_RULES = (
     BUDGET,  # 422 now, 400 before, 429 where the operator says so
     Rule(  # 429, but an outage: somebody's 401 or 404 upstream has put the only deployment aside for 5 s
         names=frozenset({"all_deployments_in_cooldown"}),
-        means=Verdict(kind=Kind.OUTAGE, code="model_cooldown"),
+        means=Verdict(kind=Kind.OUTAGE, code="model_cooldown", of_model=True),
     ),
     Rule(
         statuses=frozenset({400, 429}),
@@ -45,7 +45,7 @@ LITELLM_RULES = (
             "no healthy deployments",
             "No healthy deployment available",
         ),
-        means=Verdict(kind=Kind.OUTAGE, code="model_away"),
+        means=Verdict(kind=Kind.OUTAGE, code="model_away", of_model=True),
     ),
     Rule(  # the operator's limit on the model, shared by all; the proxy has already tried for 3 s
         statuses=frozenset({429}),
@@ -101,6 +101,7 @@ LITELLM_RULES = (
         means=Verdict(
             kind=Kind.OUTAGE,
             code="upstream_credentials",
+            of_model=True,
             message="Your key is good; the gateway's own credentials for this model are not: tell its operators",
         ),
     ),

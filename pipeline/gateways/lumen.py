@@ -57,6 +57,7 @@ LUMEN_RULES = (
         means=Verdict(
             kind=Kind.OUTAGE,
             code="upstream_credentials",
+            of_model=True,
             message="Your key is good; Lumen's own for this model is not: tell its operators",
         ),
     ),
@@ -110,7 +111,7 @@ LUMEN_RULES = (
     Rule(
         statuses=frozenset({503}),
         prefixes=("No healthy endpoints",),
-        means=Verdict(kind=Kind.OUTAGE, code="model_away", retry_after_s=POLL_MODEL_S),
+        means=Verdict(kind=Kind.OUTAGE, code="model_away", retry_after_s=POLL_MODEL_S, of_model=True),
     ),
 )
 
