@@ -9,7 +9,7 @@ from typing import Protocol
 from pipeline.accounting import Accounting
 from pipeline.backlog import Ticket
 from pipeline.gateways import OpenAI
-from pipeline.gateways.openai import usage_told
+from pipeline.gateways.usage import usage_told
 from pipeline.records import Attempt, Completion, Cost, Kind, Outcome, Reply, Request, Verdict
 
 SLOW = frozenset({"timeout", "http_524", "http_504"})

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from pipeline.gateways.catalogue import openai_models
 from pipeline.gateways.complaint import complaint_of, retry_after
 from pipeline.gateways.rules import Rule
+from pipeline.gateways.usage import usage_of, usage_told
 from pipeline.jsonio import dumps, loads
 from pipeline.records import (
     CHAT,
@@ -24,7 +25,6 @@ from pipeline.records import (
     ModelInfo,
     Reply,
     Request,
-    Usage,
     Verdict,
 )
 
@@ -329,28 +329,3 @@ def text_of(content: Any) -> str | None:
     if isinstance(content, list):
         return "".join(part["text"] for part in content if isinstance(part, dict) and isinstance(part.get("text"), str))
     return content if isinstance(content, str) else None
-
-
-def usage_told(reply: Reply, endpoint: str = CHAT) -> Usage:
-    """The tokens that a reply tells, be it an answer or not. For an embedding nothing is written: OpenAI leaves that out."""
-    usage = usage_of(reply.json.get("usage") if isinstance(reply.json, dict) else None)
-    if endpoint == EMBEDDINGS and usage.prompt_tokens is not None and usage.completion_tokens is None:
-        return replace(usage, completion_tokens=0)
-    return usage
-
-
-def usage_of(usage: Any) -> Usage:
-    """Tokens as told; what is missing or not a count stays unknown."""
-    if not isinstance(usage, dict):
-        return Usage()
-    prompt, completion = usage.get("prompt_tokens_details"), usage.get("completion_tokens_details")
-    return Usage(
-        prompt_tokens=_count(usage.get("prompt_tokens")),
-        completion_tokens=_count(usage.get("completion_tokens")),
-        cached_tokens=_count(prompt.get("cached_tokens")) if isinstance(prompt, dict) else None,
-        reasoning_tokens=_count(completion.get("reasoning_tokens")) if isinstance(completion, dict) else None,
-    )
-
-
-def _count(value: Any) -> int | None:
-    return value if type(value) is int and 0 <= value < 2**62 else None
