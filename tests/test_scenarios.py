@@ -125,6 +125,7 @@ def by_chance(probability: float, fault: str | int, **more: Any) -> dict[str, An
 SCRIPTS = (
     Script(
         name="rate_limits",
+        slow=True,
         modes=("chat", "packed"),
         faults=({"fault": 429, "retry_after": 0.5, "every": 5}, by_chance(0.2, 429, retry_after=0.2)),
     ),
@@ -161,6 +162,7 @@ SCRIPTS = (
     ),
     Script(
         name="hangs",
+        slow=True,
         faults=(
             by_chance(0.04, "hang"),
             by_chance(0.06, "slow_headers", seconds=0.4),
@@ -301,7 +303,7 @@ def test_ledger_journal_and_results_agree(hasty: None, dialect: str, script: Scr
     """Through whatever goes wrong; a run that is out of money is run again."""
     path = "/embeddings" if mode == "packed" else "/chat/completions"
     settings = {"gateway__concurrency": 8, "limits__max_attempts": 3} | MODES[mode] | script.job
-    rows = numbered(200 if mode == "packed" else 80)
+    rows = numbered(160 if mode == "packed" else 64)
     with lab_of(dialect, tmp_path, seed=script.seed) as lab:
         lab.gateway.play(*({"path": path} | fault for fault in script.faults))
         model = str(lab.gateway.vectors) if mode == "packed" else lab.gateway.priced
@@ -323,7 +325,7 @@ def test_ledger_journal_and_results_agree(hasty: None, dialect: str, script: Scr
 def test_they_agree_also_after_kill_9(dialect: str, mode: str, tmp_path: Path) -> None:
     """With requests in flight: what was billed of them is among the lost attempts that the next start names."""
     settings = {"gateway__concurrency": 4} | MODES[mode]
-    rows = numbered(160 if mode == "packed" else 60)
+    rows = numbered(120 if mode == "packed" else 40)
     with lab_of(dialect, tmp_path) as lab:
         lab.gateway.play({"fault": "slow_headers", "seconds": 0.05})
         model = str(lab.gateway.vectors) if mode == "packed" else lab.gateway.priced

@@ -66,6 +66,19 @@ def run(
 # What goes wrong
 
 
+def test_another_script_can_be_played_while_it_serves() -> None:
+    async def change(client: Client) -> None:
+        assert await client.statuses("a", "b") == [503, 503]
+        client.sim.play(Faults.from_list([{"fault": 500, "between": [4, 4]}]))
+        assert await client.statuses("a", "b", "c") == [200, 500, 200], "arrivals are counted on"
+        with pytest.raises(UsageError, match="an error of lumen"):
+            client.sim.play(Faults.from_list([{"fault": "bad_body"}]))
+        client.sim.play(Faults())
+        assert await client.statuses("a") == [200]
+
+    run(change, {"fault": 503})
+
+
 def test_scripted_statuses_carry_what_the_script_says() -> None:
     async def test(client: Client) -> None:
         status, headers, body = await client.chat()
