@@ -298,7 +298,9 @@ def test_vectors_that_are_not_whole_are_asked_for_again(change: Callable[[Any], 
     memory, gateway, _ = work(answer, 4)
     assert gateway.sizes == [4, 4]
     assert len(memory.attempts) == 4
-    assert math.fsum(attempt.cost.amount or 0.0 for attempt in memory.attempts) == pytest.approx(28e-6), "it was paid, too"
+    assert math.fsum(attempt.cost.amount or 0.0 for attempt in memory.attempts) == pytest.approx(28e-6), (
+        "it was paid, too"
+    )
     assert numbers(memory.outcomes["r4"]) == vector_of("text 4")
 
 
