@@ -300,19 +300,18 @@ def test_rows_that_wait_to_be_done_again_lend_no_answer_and_lose_nothing(bench: 
 
 def test_a_second_signal_leaves_the_copies_to_the_next_run(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     signals = Signals()
-    give = copies.give
+    reuse = Tally.reuse
 
-    def interrupted(*given: Any) -> Iterator[copies.Given]:
-        for batch in give(*given):
-            yield batch
-            signals.receive(signal.SIGTERM)
+    def interrupted(tally: Tally, **given: int) -> None:
+        reuse(tally, **given)
+        signals.receive(signal.SIGTERM)
 
     bench.write(TWELVE)
     monkeypatch.setattr(copies, "BATCH_ROWS", 2)
-    monkeypatch.setattr(pipeline.sending.copies, "give", interrupted)
+    monkeypatch.setattr(Tally, "reuse", interrupted)
     overrides = {**bench.settings, "request.dedupe": True}
     summary = asyncio.run(Run(Job.load(None, overrides=overrides), Wishes(), signals=signals).live())
-    assert (summary.exit_code, summary.reused) == (75, 6)
+    assert (summary.exit_code, summary.reused) == (75, 4)
     monkeypatch.undo()
     assert again(bench)[1] == 0
 
