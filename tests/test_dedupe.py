@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -312,6 +313,19 @@ def test_a_second_signal_leaves_the_copies_to_the_next_run(bench: Bench, monkeyp
     overrides = {**bench.settings, "request.dedupe": True}
     summary = asyncio.run(Run(Job.load(None, overrides=overrides), Wishes(), signals=signals).live())
     assert (summary.exit_code, summary.reused) == (75, 4)
+    monkeypatch.undo()
+    assert again(bench)[1] == 0
+
+
+def test_a_disk_that_fills_up_under_the_copies_is_named(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> copies.Given:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    bench.write(TWELVE)
+    monkeypatch.setattr(copies, "_given", full)
+    summary, _ = again(bench)
+    assert (summary.exit_code, summary.completed, summary.pending) == (75, 4, 8)
+    assert "make room on that disk" in summary.reason
     monkeypatch.undo()
     assert again(bench)[1] == 0
 
