@@ -44,7 +44,7 @@ def _headline(summary: Summary) -> str:
 
 def _counts(summary: Summary) -> list[str]:
     tokens = summary.prompt_tokens + summary.completion_tokens
-    rows = f"Rows: {summary.completed:,} succeeded, {summary.failed:,} failed{_accepted(summary)}, {summary.pending:,} left, of {summary.total:,}."
+    rows = f"Rows: {summary.completed:,} succeeded, {summary.failed:,} failed{_accepted(summary)}, {summary.pending:,} left, of {summary.total:,}{_reused(summary)}."
     return [
         rows,
         f"Tokens: {tokens:,} ({summary.prompt_tokens:,} in, {summary.completion_tokens:,} out). "
@@ -60,6 +60,10 @@ def _price_hint(summary: Summary) -> str:
 
 def _accepted(summary: Summary) -> str:
     return f" ({summary.accepted:,} of them accepted)" if summary.accepted else ""
+
+
+def _reused(summary: Summary) -> str:
+    return f"; {summary.reused:,} reused" if summary.reused else ""
 
 
 def _failures(summary: Summary) -> list[str]:

@@ -16,12 +16,17 @@ REBUYING_SHARE = 0.10
 Confirm = Callable[[str], bool]
 
 
+def buys_again(counts: Counts) -> bool:
+    """Whether so many of the done rows would be sent again that somebody should say yes."""
+    return counts.rebought > REBUYING_SHARE * counts.bought
+
+
 def check_rebuying(counts: Counts, *, accepted: bool, confirm: Confirm | None) -> None:
     """Many done rows whose request changed need a yes. Raises ``UsageError`` where nobody gives it."""
-    if accepted or counts.changed <= REBUYING_SHARE * counts.bought:
+    if accepted or not buys_again(counts):
         return
     text = (
-        f"{counts.changed:,} done rows changed (prompt, parameters, model or data) and would be sent and paid for "
+        f"{counts.rebought:,} done rows changed (prompt, parameters, model or data) and would be sent and paid for "
         f"again, of {counts.bought:,} done"
     )
     if confirm is None or not confirm(f"{text}. Send them?"):

@@ -43,6 +43,7 @@ class Snapshot:
     """Where a run stands. Only rows that are durable are counted. ``eta_s`` None: not known yet.
 
     ``cost`` is of all rows done so far, ``projected_cost`` what all rows will have cost, if the rest is like them.
+    ``reused``: rows that were given the answer of another in this run.
     """
 
     state: str
@@ -51,6 +52,7 @@ class Snapshot:
     failed: int
     pending: int
     sent: int
+    reused: int
     elapsed_s: float
     rows_per_s: float
     tokens: int
@@ -71,6 +73,8 @@ class Snapshot:
         parts = [f"{self.completed + self.failed:,}/{self.total:,} rows"]
         if self.failed:
             parts.append(f"{self.failed:,} failed")
+        if self.reused:
+            parts.append(f"{self.reused:,} reused")
         parts += [
             f"{self.rows_per_s:,.1f} rows/s",
             f"{self.tokens:,} tokens",
@@ -114,16 +118,21 @@ def duration(seconds: float) -> str:
 
 @dataclass(slots=True, kw_only=True)
 class Tally:
-    """Counts what became durable in this run, on top of what the journal held when it began."""
+    """Counts what became durable in this run, on top of what the journal held when it began.
+
+    ``copies`` of the rows are not to be sent: they get the answers of others at the end, in no time.
+    """
 
     total: int
     completed: int
     failed: int
     pack: int = 1
+    copies: int = 0
     tokens: int = 0
     cost: dict[str, float] = field(default_factory=dict)
     cost_unknown: int = 0
     sent: int = 0
+    reused: int = 0
     new_tokens: int = 0
     started: float = field(default_factory=time.monotonic)
     _marks: deque[tuple[float, int, int]] = field(default_factory=deque)
@@ -143,6 +152,14 @@ class Tally:
                 self.new_tokens += record.completion.usage.total_tokens or 0
             self.cost_unknown += record.cost.amount is None and (record.status == "succeeded" or record.lost)
 
+    def reuse(self, *, succeeded: int, failed: int) -> None:
+        """So many copies have an outcome on disk."""
+        self.completed += succeeded
+        self.failed += failed
+        self.reused += succeeded + failed
+        self.copies = max(self.copies - succeeded - failed, 0)
+        self.total = max(self.total, self.completed + self.failed)  # copies are more than ``try`` was to send
+
     def _pay(self, cost: Cost) -> None:
         if cost.amount is not None:
             self.cost[cost.unit] = self.cost.get(cost.unit, 0.0) + cost.amount
@@ -158,6 +175,7 @@ class Tally:
         rate = (self.sent - sent) / span if span > 0 else 0.0
         done = self.completed + self.failed
         pending = max(self.total - done, 0)
+        to_send = max(pending - self.copies, 0)
         return Snapshot(
             state=state,
             total=self.total,
@@ -165,41 +183,42 @@ class Tally:
             failed=self.failed,
             pending=pending,
             sent=self.sent,
+            reused=self.reused,
             elapsed_s=now - self.started,
             rows_per_s=rate,
             tokens=self.tokens + self.new_tokens,
             tokens_per_s=(self.new_tokens - tokens) / span if span > 0 else 0.0,
             cost=dict(self.cost),
             cost_unknown=self.cost_unknown,
-            projected_cost={unit: amount / done * (done + pending) for unit, amount in self.cost.items() if done},
+            projected_cost={unit: amount / done * (done + to_send) for unit, amount in self.cost.items() if done},
             slots=activity.slots,
             busy=activity.busy,
             waiting=activity.waiting,
             rpm=activity.rpm,
-            eta_s=self._eta(pending, rate, activity),
-            doing=_doing(pending, activity),
+            eta_s=self._eta(to_send, rate, activity),
+            doing=_doing(to_send, activity),
         )
 
-    def _eta(self, pending: int, rate: float, activity: Activity) -> float | None:
+    def _eta(self, to_send: int, rate: float, activity: Activity) -> float | None:
         """By what was done lately, but never sooner than the pace allows; nobody knows when an outage ends."""
         if activity.away_since is not None:
             return None
-        by_pace = 0.0 if activity.rpm is None else activity.paused_s + pending / self.pack / activity.rpm * 60
-        by_rate = pending / rate if rate > 0 else None
+        by_pace = 0.0 if activity.rpm is None else activity.paused_s + to_send / self.pack / activity.rpm * 60
+        by_rate = to_send / rate if rate > 0 else None
         if by_rate is None:
             return by_pace or None
         return max(by_rate, by_pace)
 
 
-def _doing(pending: int, activity: Activity) -> str:
+def _doing(to_send: int, activity: Activity) -> str:
     trouble = (activity.trouble or "")[:240]
     if activity.away_since is not None:
         clock = time.strftime("%H:%M:%S", time.localtime(activity.away_since))
         return f"waiting since {clock} for the gateway ({activity.away[:240]})"
     if activity.paused_s > 0:
         return f"the rate limit is used up: all wait {activity.paused_s:.0f} s ({trouble})"
-    if 0 < pending <= activity.busy + activity.waiting:
-        return f"{pending} rows left, the oldest takes {activity.oldest_s:.0f} s already" if activity.busy else trouble
+    if 0 < to_send <= activity.busy + activity.waiting:
+        return f"{to_send} rows left, the oldest takes {activity.oldest_s:.0f} s already" if activity.busy else trouble
     if activity.waiting:
         return f"{activity.waiting} rows wait to try again ({trouble})"
     return ""

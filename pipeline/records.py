@@ -266,7 +266,8 @@ class Summary:
     ``cost`` is by unit and leaves out what nobody told us (``cost_unknown`` rows, and ``lost_attempts``); witnesses are in
     it. ``spent`` is what this run alone cost, by model and unit, and ``ledger`` what the gateway's ledger says was spent
     with this key in that time, in USD; None where it cannot tell, or was not asked. ``sent`` counts rows that ended in
-    this run; ``in_flight`` names the requests that this run, cut short, may have been billed for without an answer, and
+    this run, ``reused`` rows that were given the answer of another; ``in_flight`` names the requests that this run, cut
+    short, may have been billed for without an answer, and
     ``recovered`` those of the run before. ``trouble`` is the last that went wrong on the way to the gateway, ``outages`` are (start, end, cause) in Unix time. ``results`` is
     the results file when it is there and complete.
     """
@@ -277,6 +278,7 @@ class Summary:
     completed: int
     failed: int
     pending: int
+    reused: int = 0
     accepted: int = 0
     new: int = 0
     changed: int = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import orjson
 
@@ -72,6 +72,8 @@ class Run:
         if self._wishes.accept_failed:
             self._display.say(f"{space.journal.accept_failed():,} failed rows are accepted.")
         counts = index.counts(has_ids=space.id_column is not None)
+        if self._job.request.dedupe and counts.pending:
+            counts = replace(counts, copies=await self._signals.in_thread(index.find_copies, hold=True))
         check_rebuying(counts, accepted=self._wishes.accept_changes, confirm=self._confirm)
         if counts.changed:
             index.supersede(has_ids=space.id_column is not None)
@@ -117,6 +119,10 @@ class Run:
         elif done or counts.changed or counts.redo:
             again = f", {counts.redo:,} to do again" if counts.redo else ""
             self._display.say(f"{counts.new:,} new, {counts.changed:,} changed, {done:,} kept{again}.")
+        if counts.copies:
+            self._display.say(
+                f"{counts.to_send:,} rows to send; {counts.copies:,} ask just what another one asks and get its answer."
+            )
 
     async def _send(self, space: Workspace, index: Index, counts: Counts, status: StatusFile, key: str | None) -> Sent:
         if counts.pending == 0:

@@ -25,6 +25,7 @@ from pipeline.preflight import Preflight, connection_to
 from pipeline.progress import Activity, Snapshot, StatusFile, Tally
 from pipeline.reckoning import ledger_since, total
 from pipeline.records import KeyInfo
+from pipeline.reuse import give_copies
 from pipeline.signals import Signals, ending, to_the_end
 from pipeline.wishes import Wishes
 from pipeline.workspace import Workspace
@@ -86,8 +87,16 @@ class Sending:
         )  # fmt: skip
 
     async def all_pending(self, index: Index) -> Sent:
-        """Send until all is done or something stops it. Raises only for a defect of ours."""
+        """Send until all is done or something stops it, then see to the copies. Raises only for a defect of ours."""
         self._space.journal.put("results", "stale")
+        sent = await self._sent(index) if self._counts.to_send else Sent()
+        if not self._counts.copies:
+            return sent
+        failure = await give_copies(self._space.journal, self._tally, self._signals, show=self._show_activity)
+        self._display.close()
+        return replace(sent, why=sent.why or failure)  # whatever ended the sending
+
+    async def _sent(self, index: Index) -> Sent:
         async with AsyncExitStack() as stack:
             stack.callback(self._display.close)
             try:
@@ -155,6 +164,7 @@ class Sending:
             completed=counts.succeeded,
             failed=counts.failed,
             pack=self._job.pack,
+            copies=counts.copies if most is None else 0,
             tokens=totals.prompt_tokens + totals.completion_tokens,
             cost=totals.cost,
             cost_unknown=totals.cost_unknown,
@@ -199,7 +209,7 @@ class Sending:
     def _poison(self) -> Poison:
         counts = self._counts
         fresh = counts.bought == 0 and not self._wishes.keep_going
-        return Poison(rows=counts.pending, most=self._job.limits.most_failures(counts.rows), watches_first=fresh)
+        return Poison(rows=counts.to_send, most=self._job.limits.most_failures(counts.rows), watches_first=fresh)
 
     # at work
 

@@ -40,6 +40,11 @@ class Signals:
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(number)
 
+    @property
+    def urgent(self) -> bool:
+        """Whether a second one came: what the next run can do is left to it."""
+        return self._came > 1
+
     def on_first(self, action: Callable[[], object]) -> None:
         """What the first signal does; at once if it has come already."""
         self._actions = [action]

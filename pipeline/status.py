@@ -13,7 +13,7 @@ from pipeline.job import Job
 from pipeline.journal import FILE_NAME, Journal, Lock, reader, sentences
 from pipeline.progress import STATUS_FILE, duration, money
 
-_NUMBERS = ("completed", "failed", "pending", "total", "tokens", "cost_unknown", "written_at")
+_NUMBERS = ("completed", "failed", "reused", "pending", "total", "tokens", "cost_unknown", "written_at")
 
 
 def folder_of(target: str) -> Path:
@@ -58,6 +58,7 @@ def _from_journal(folder: Path) -> dict[str, Any]:
     return {
         "completed": totals.completed,
         "failed": totals.failed,
+        "reused": totals.reused,
         "accepted": totals.accepted,
         "total": rows,
         "pending": rows - totals.completed - totals.failed,
@@ -73,7 +74,7 @@ def describe(status: dict[str, Any]) -> str:
     lines = [f"{status.get('output')}: {_state(status)} ({age} ago)"]
     completed, failed, total = (int(status.get(key) or 0) for key in ("completed", "failed", "total"))
     lines.append(
-        f"Rows: {completed:,} succeeded, {failed:,} failed{_accepted(status)}, {int(status.get('pending') or 0):,} left, of {total:,}."
+        f"Rows: {completed:,} succeeded, {failed:,} failed{_accepted(status)}, {int(status.get('pending') or 0):,} left, of {total:,}{_reused(status)}."
     )
     tokens = status.get("tokens", int(status.get("prompt_tokens") or 0) + int(status.get("completion_tokens") or 0))
     lines.append(f"Tokens: {tokens:,}. Cost: {money(status.get('cost') or {}, int(status.get('cost_unknown') or 0))}.")
@@ -90,6 +91,10 @@ def describe(status: dict[str, Any]) -> str:
 
 def _accepted(status: dict[str, Any]) -> str:
     return f" ({status['accepted']:,} of them accepted)" if status.get("accepted") else ""
+
+
+def _reused(status: dict[str, Any]) -> str:
+    return f"; {status['reused']:,} reused" if status.get("reused") else ""
 
 
 def _state(status: dict[str, Any]) -> str:

@@ -55,9 +55,9 @@ def measured(folder: Path, *words: str | Path, timeout: float) -> Measured:
     return Measured(peak=int(done.stdout.split("peak ")[1]), seconds=time.monotonic() - begun)
 
 
-def numbered(path: Path, rows: int, line: str) -> Path:
+def numbered(path: Path, rows: int, line: str, different: int | None = None) -> Path:
     with path.open("w") as file:
-        file.writelines(line % number for number in range(rows))
+        file.writelines(line % (number % (different or rows)) for number in range(rows))
     return path
 
 
@@ -104,13 +104,14 @@ def test_a_million_results_are_written_in_little_memory(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dedupe", [False, True])
 def test_ten_times_the_rows_take_no_more_memory(
-    tmp_path: Path, serve: Callable[..., Server], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, serve: Callable[..., Server], capsys: pytest.CaptureFixture[str], dedupe: bool
 ) -> None:
     server = serve()
     found = {}
     for rows in (20_000, 200_000):
-        source = numbered(tmp_path / f"{rows}.jsonl", rows, '{"t":"question %d"}\n')
+        source = numbered(tmp_path / f"{rows}.jsonl", rows, '{"t":"question %d"}\n', rows // 20 if dedupe else None)
         output = tmp_path / f"out{rows}.jsonl"
         words = [
             "run",
@@ -127,6 +128,8 @@ def test_ten_times_the_rows_take_no_more_memory(
             "-c",
             "64",
             "-q",
+            "--set",
+            f"request.dedupe={str(dedupe).lower()}",
         ]
         found[rows] = measured(tmp_path, *words, timeout=400)
         with output.open("rb") as lines:

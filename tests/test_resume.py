@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import gzip
 import random
+import threading
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import Bench, Pipeline, Server, write_jsonl
+from conftest import Bench, Pipeline, Server, read_jsonl, write_jsonl
+from filled import answered, failed, job_for, workspace
 
 from pipeline import PipelineError, Redo, Wishes
 from pipeline.errors import UsageError
+from pipeline.records import Outcome, Request
+from pipeline.results import export
 from pipeline.trial import shown_rows
+from pipeline.verify import verify
 
 ROWS = [{"id": f"r{n}", "text": f"row {n}"} for n in range(20)]
 
@@ -107,6 +113,37 @@ def test_fewer_equal_rows_and_then_more_again_cost_nothing(bench: Bench) -> None
     assert len({row["request_id"] for row in results}) == 4, "two rows share one outcome"
 
 
+@pytest.mark.parametrize("left", [1, 2])
+def test_equal_rows_of_which_some_are_removed_are_not_asked_again(tmp_path: Path, left: int) -> None:
+    source = write_jsonl(tmp_path / "in.jsonl", [{"q": "same"}] * 4 + [{"q": "other"}])
+    job = job_for(source, tmp_path / "out.jsonl", request__prompt="{{ q }}")
+
+    def some(request: Request) -> Outcome | None:
+        """The first two of the equal ones are still to come; of the others, which are done, one failed."""
+        occurrence = request.custom_id.rsplit("-", 1)[1]
+        if occurrence == "2" or (occurrence == "1" and b"same" in request.body):
+            return None
+        return failed(request) if occurrence == "3" else answered(request, f"answer {request.custom_id}")
+
+    with workspace(job, some) as space:
+        lost = "INSERT INTO attempt SELECT custom_id, fingerprint, 'call', 'timeout', 1, model, 0.5, 'USD', 'gateway', 1.0, 1 FROM outcome"
+        space.journal.db.execute(lost + " WHERE custom_id LIKE '%-4'")
+    write_jsonl(source, [{"q": "other"}] + [{"q": "same"}] * left)
+    asked: list[Request] = []
+    with workspace(job, asked.append) as space:
+        assert asked == []
+        export(space, path=job.output.path, output_format="jsonl")
+    rows = read_jsonl(job.output.path)
+    assert [row["status"] for row in rows] == ["succeeded", "succeeded", "failed"][: left + 1], "the good one first"
+    assert [row["cost"] for row in rows[:2]] == [0.25, 0.75], "what its lost attempt cost came along"
+    assert [row["custom_id"].rsplit("-", 1)[1] for row in rows] == ["1", "1", "2"][: left + 1]
+    assert verify(job.run_folder).findings == []
+    write_jsonl(source, [{"q": "other"}] + [{"q": "same"}] * 4)
+    with workspace(job, asked.append):
+        pass
+    assert len(asked) == 2, "4 rows, 2 outcomes"
+
+
 def test_a_new_file_in_a_folder_in_front_of_the_others(bench: Bench) -> None:
     (bench.folder / "in").mkdir()
     settings = {"input__path": str(bench.folder / "in")}
@@ -119,6 +156,68 @@ def test_a_new_file_in_a_folder_in_front_of_the_others(bench: Bench) -> None:
     summary, sent = bench.run(**settings)
     assert (summary.total, sent) == (13, 8)
     assert _ids(bench.results()) == [*_ids(ROWS[5:9]), *_ids(ROWS[:5]), *_ids(ROWS[9:12]), "z"]
+
+
+@pytest.mark.parametrize("id_column", ["id", None])
+@pytest.mark.parametrize(
+    ("new", "changed", "kept"), [(104, 12, 1_310), pytest.param(1_204, 12, 48_310, marks=pytest.mark.slow)]
+)
+def test_a_grown_parquet_folder_sends_what_is_new_or_changed_and_says_so(
+    pipeline: Pipeline, gateway: Server, tmp_path: Path, new: int, changed: int, kept: int, id_column: str | None
+) -> None:
+    folder, output = tmp_path / "in", tmp_path / "out.parquet"
+    folder.mkdir()
+
+    def write(name: str, rows: list[dict[str, Any]]) -> None:
+        pq.write_table(pa.Table.from_pylist(rows), folder / name)
+
+    rows = [{"id": n, "text": f"row {n}"} for n in range(kept + changed + new)]
+    done, fresh = rows[: kept + changed], rows[kept + changed :]
+    middle, end = len(done) // 3, 2 * len(done) // 3
+    write("b.parquet", done[:middle])
+    write("c.parquet", done[middle:end])
+    write("d.parquet", done[end:])
+    job = job_for(folder, output, input__id=id_column, request__prompt="{{ text }}", gateway__base_url=gateway.url)
+    with workspace(
+        job, lambda request: answered(request, f"kept answer to {orjson.loads(request.body)['messages'][0]['content']}")
+    ) as space:
+        export(space, path=output, output_format="parquet")
+    assert verify(job.run_folder).findings == []
+
+    write("a.parquet", fresh[: new // 2])  # a new file in front of the others
+    shuffled = random.Random(5).sample(done[:middle], middle)
+    write("b.parquet", shuffled)
+    edited = [
+        {**row, "text": row["text"] + ", edited"} if at < changed else row for at, row in enumerate(done[middle:end])
+    ]
+    write("c.parquet", edited)
+    write("d.parquet", [*done[end:], *fresh[new // 2 :]])  # rows at the end of an old file
+    now = [*fresh[: new // 2], *shuffled, *edited, *done[end:], *fresh[new // 2 :]]
+    seen, stop = [], threading.Event()
+
+    def look() -> None:
+        while not stop.wait(0.01):
+            seen.append(pq.read_metadata(output).num_rows)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    before = gateway.ledger()["totals"]["requests"]
+    words = ("-i", folder, "-o", output, "--base-url", gateway.url, "-m", "asked", "-p", "{{ text }}", "-c", "32")
+    ended = pipeline("run", *words, *(("--id", id_column) if id_column else ()))
+    stop.set()
+    looking.join()
+    assert ended.code == 0, ended.err
+    assert f"{new:,} new, {changed:,} changed, {kept:,} kept." in ended.err
+    assert gateway.ledger()["totals"]["requests"] - before == new + changed
+    assert set(seen) <= {len(done), len(rows)}, "there was an old file, or a complete new one, at any time"
+    assert seen.count(len(done)) > 0
+    results = pq.read_table(output).to_pylist()
+    assert [(row["id"], row["text"]) for row in results] == [(row["id"], row["text"]) for row in now]
+    again = {row["id"] for row in [*fresh, *edited[:changed]]}
+    for row in results:
+        assert row["text"] in row["content"]
+        assert row["content"].startswith("kept answer") == (row["id"] not in again)
+    assert verify(job.run_folder).findings == []
 
 
 def test_the_same_rows_in_another_format_are_the_same_rows(bench: Bench) -> None:

@@ -59,6 +59,7 @@ def run_command(**given: Any) -> int:
       pipeline run -i rows.jsonl -o out.parquet --base-url http://localhost:8000/v1 -m MODEL -p "{{ text }}" -c 64
       pipeline run jobs/label_tickets.toml --window 20:00-06:00
       pipeline run jobs/label_tickets.toml --retry-failed
+      pipeline run jobs/label_tickets.toml --set request.dedupe=true
       pipeline run jobs/label_tickets.toml --redo content=
     """
     from pipeline.ending import last_words

@@ -23,7 +23,7 @@ class RequestSettings(Table):
     """``[request]``: how a row becomes a request.
 
     ``images`` names columns whose pictures are shown to the model after the prompt. Embeddings rows share calls: ``pack``
-    of them, as long as they are of about ``pack_tokens`` together.
+    of them, as long as they are of about ``pack_tokens`` together. ``dedupe`` sends rows that ask the same once.
     """
 
     endpoint: Literal["chat", "embeddings"] = "chat"
@@ -38,6 +38,7 @@ class RequestSettings(Table):
     max_image_bytes: int = Field(default=20 << 20, ge=1)
     pack: int = Field(default=32, ge=1, le=2048)
     pack_tokens: int = Field(default=50_000, ge=1)
+    dedupe: bool = False
 
     @field_validator("params")
     @classmethod

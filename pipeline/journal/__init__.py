@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pipeline.boot import boot_id
 from pipeline.errors import RunFolderError
-from pipeline.journal import lost, reader, store
+from pipeline.journal import copies, lost, reader, store
 from pipeline.journal.index import Counts, Duplicate, Index
 from pipeline.journal.inflight import InFlight, InFlightTable
 from pipeline.journal.lock import Lock
@@ -26,7 +26,7 @@ from pipeline.journal.writer import Record, Writer
 
 __all__ = [
     "Counts", "Duplicate", "Index", "Journal", "Lock", "Projected", "Projection", "Record", "Recovered", "Totals",
-    "Writer", "lost", "reader", "sentences",
+    "Writer", "copies", "lost", "reader", "sentences",
 ]  # fmt: skip
 
 FILE_NAME = "journal.sqlite"
@@ -176,9 +176,12 @@ class Journal:
         return Writer(self.db, self.path, self.table, run=self.run, slots=slots, kept=kept)
 
     def mark_redo(self, numbers: Sequence[int]) -> None:
-        """Have these outcomes made anew; durable, so that an interrupted run goes on with them."""
+        """Have these outcomes made anew, by the next run to start or a later one; durable, so that an interrupted one goes on."""
         with store.transaction(self.db):
-            self.db.executemany("UPDATE outcome SET redo = 1, accepted = 0 WHERE no = ?", [(no,) for no in numbers])
+            self.db.executemany(
+                "UPDATE outcome SET redo = (SELECT ifnull(max(run), 0) + 1 FROM run), accepted = 0 WHERE no = ?",
+                [(no,) for no in numbers],
+            )
 
     def number_of(self, custom_id: str) -> int | None:
         """The number of an input row by its id."""
@@ -186,8 +189,10 @@ class Journal:
         return None if found is None else int(found[0])
 
     def sent_last(self, most: int) -> set[int]:
-        """Numbers of rows that ended in the last run."""
-        rows = self.db.execute("SELECT no FROM outcome WHERE run = (SELECT max(run) FROM run) LIMIT ?", (most,))
+        """Numbers of rows that ended in the last run, without those that were given the answer of another."""
+        rows = self.db.execute(
+            "SELECT no FROM outcome WHERE run = (SELECT max(run) FROM run) AND cost_source <> 'reused' LIMIT ?", (most,)
+        )
         return {no for (no,) in rows}
 
     def failed_numbers(self, code: str | None) -> list[int]:

@@ -33,13 +33,13 @@ class Pace:
 
 
 def spent(db: sqlite3.Connection, path: str, first: int, last: int) -> Iterator[Spent]:
-    """The succeeded rows of one stretch of a file."""
+    """The succeeded rows of one stretch of a file; not those that were given the answer of another."""
     return map(
         Spent._make,
         db.execute(
             "SELECT i.line, i.custom_id, o.model, o.prompt_tokens, o.completion_tokens, o.cost, o.cost_unit "
             "FROM input i JOIN outcome o ON o.no = i.no WHERE i.file = (SELECT file FROM file WHERE path = ?) "
-            "AND i.line BETWEEN ? AND ? AND o.status = 'succeeded' ORDER BY i.line",
+            "AND i.line BETWEEN ? AND ? AND o.status = 'succeeded' AND o.cost_source <> 'reused' ORDER BY i.line",
             (path, first, last),
         ),
     )
@@ -49,7 +49,7 @@ def answered(db: sqlite3.Connection, model: str, most: int) -> Iterator[int]:
     """Completion tokens of a model's latest answers, also of rows that are not in the input any more."""
     rows = db.execute(
         "SELECT completion_tokens FROM outcome WHERE status = 'succeeded' AND model = ? "
-        "AND completion_tokens IS NOT NULL ORDER BY no DESC LIMIT ?",
+        "AND completion_tokens IS NOT NULL AND cost_source <> 'reused' ORDER BY no DESC LIMIT ?",
         (model, most),
     )
     return (tokens for (tokens,) in rows)
@@ -73,12 +73,3 @@ def reply_bytes(db: sqlite3.Connection) -> float | None:
         0
     ]
     return None if mean is None else float(mean)
-
-
-def copies(db: sqlite3.Connection) -> int:
-    """How many of the pending rows ask just what another pending row asks."""
-    found = db.execute(
-        "SELECT count(*) - count(DISTINCT i.fingerprint) FROM input i LEFT JOIN outcome o ON o.no = i.no "
-        "WHERE o.no IS NULL OR o.redo"
-    ).fetchone()[0]
-    return int(found)

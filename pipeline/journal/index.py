@@ -12,17 +12,20 @@ import sqlite3
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
+from pipeline.journal import copies
+from pipeline.journal.copies import IS_COPY, PENDING
 from pipeline.journal.store import get, put, transaction
 
 IndexRow = tuple[int, str | None, bytes]
 """(line, custom_id or None, fingerprint)"""
 
-PENDING = "(o.no IS NULL OR o.redo)"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """What a run finds. ``changed`` rows have a succeeded outcome, but for another request; ``redo`` rows were asked for."""
+    """What a run finds. ``changed`` rows have a succeeded outcome, but for another request; ``redo`` rows were asked for.
+
+    ``copies`` of the pending rows are not sent: they get the answer of another row that asks the same.
+    """
 
     rows: int
     succeeded: int
@@ -31,11 +34,22 @@ class Counts:
     new: int
     changed: int
     bought: int
+    copies: int = 0
 
     @property
     def pending(self) -> int:
-        """Rows that this run would send."""
+        """Rows without a final outcome."""
         return self.redo + self.new + self.changed
+
+    @property
+    def to_send(self) -> int:
+        """Rows that this run would send."""
+        return self.pending - self.copies
+
+    @property
+    def rebought(self) -> int:
+        """Done rows that would be sent again because their request changed; at the most."""
+        return min(self.changed, self.to_send)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +69,7 @@ class Index:
         rows = db.execute("SELECT ifnull(max(no), 0) FROM input").fetchone()[0]
         outcomes = db.execute("SELECT ifnull(max(no), 0) FROM outcome").fetchone()[0]
         self._last = max(int(rows), int(outcomes))
+        self._fed = PENDING
 
     def begin(self, spec: str, paths: list[str]) -> bool:
         """Start an index pass; True when something of an earlier pass must go: the request or the list of files changed.
@@ -138,43 +153,56 @@ class Index:
             if id_column is None:
                 self._number_occurrences()
             if self._db.execute("SELECT 1 FROM outcome UNION ALL SELECT 1 FROM attempt LIMIT 1").fetchone():
-                if get(self._db, "id_column") not in (None, f"={id_column or ''}"):
-                    self._rename()
-                self._link_outcomes()
+                renamed = get(self._db, "id_column") not in (None, f"={id_column or ''}")
+                self._link_outcomes(by_request=renamed or id_column is None)
+                if renamed:
+                    self._rename_attempts()
             put(self._db, "id_column", f"={id_column or ''}")
             put(self._db, "linked", "yes")
 
-    def _link_outcomes(self) -> None:
+    def _link_outcomes(self, *, by_request: bool) -> None:
         self._db.execute("CREATE INDEX outcome_key ON outcome (custom_id, fingerprint)")
         self._db.execute(
             "UPDATE input SET no = o.no FROM outcome o "
             "WHERE o.custom_id = input.custom_id AND o.fingerprint = input.fingerprint AND o.no <> input.no"
         )
         self._db.execute("DROP INDEX outcome_key")
+        if by_request:
+            self._link_spare_outcomes()
         self._db.execute("UPDATE outcome SET superseded = 0 WHERE superseded AND no IN (SELECT no FROM input)")
 
-    def _rename(self) -> None:
-        """Another column gives the ids now: the same requests under other names, which must not be bought again.
+    def _link_spare_outcomes(self) -> None:
+        """Rows without an outcome take those that no row has any more, request by request, and their names with them.
 
-        The n-th row of a request takes the n-th outcome of that request, and what is known of its attempts.
+        So equal rows of which one was removed, or rows that another column names now, are not bought again.
         """
         self._db.execute(
-            "CREATE TEMP TABLE renamed AS SELECT o.no AS no, o.fingerprint AS fingerprint, o.custom_id AS old,"
-            " i.custom_id AS new FROM ("
-            "  SELECT no, custom_id, fingerprint, row_number() OVER (PARTITION BY fingerprint ORDER BY no) AS n FROM outcome"
-            " ) AS o JOIN ("
-            "  SELECT i.custom_id, i.fingerprint,"
+            "CREATE TEMP TABLE spare AS SELECT no, fingerprint, custom_id, row_number() OVER ("
+            "  PARTITION BY fingerprint ORDER BY redo <> 0, status = 'failed', no) AS n"
+            " FROM outcome WHERE no NOT IN (SELECT no FROM input)"
+        )
+        self._db.execute("CREATE INDEX temp.spare_key ON spare (fingerprint, n)")
+        self._db.execute(
+            "CREATE TEMP TABLE renamed AS SELECT i.file, i.line, i.custom_id AS new, s.no, s.fingerprint, s.custom_id AS old"
+            " FROM (SELECT i.file, i.line, i.custom_id, i.fingerprint,"
             "  row_number() OVER (PARTITION BY i.fingerprint ORDER BY f.place, i.line) AS n"
-            "  FROM input i JOIN file f ON f.file = i.file"
-            " ) AS i ON i.fingerprint = o.fingerprint AND i.n = o.n"
+            "  FROM input i JOIN file f ON f.file = i.file LEFT JOIN outcome o ON o.no = i.no"
+            "  WHERE o.no IS NULL AND i.fingerprint IN (SELECT fingerprint FROM temp.spare)"
+            " ) AS i JOIN temp.spare s ON s.fingerprint = i.fingerprint AND s.n = i.n"
         )
         self._db.execute(
             "UPDATE attempt SET custom_id = r.new FROM temp.renamed r "
             "WHERE r.fingerprint = attempt.fingerprint AND r.old = attempt.custom_id"
         )
         self._db.execute("UPDATE outcome SET custom_id = r.new FROM temp.renamed r WHERE r.no = outcome.no")
+        self._db.execute(
+            "UPDATE input SET no = r.no FROM temp.renamed r WHERE r.file = input.file AND r.line = input.line"
+        )
         self._db.execute("DROP TABLE temp.renamed")
-        # A row that only has attempts: its request stands once, so it is the same row.
+        self._db.execute("DROP TABLE temp.spare")
+
+    def _rename_attempts(self) -> None:
+        """A row that only has attempts, under another name: its request stands once, so it is the same row."""
         self._db.execute(
             "UPDATE attempt SET custom_id = i.custom_id FROM input i WHERE i.fingerprint = attempt.fingerprint "
             "AND (SELECT count(*) FROM input t WHERE t.fingerprint = attempt.fingerprint) = 1"
@@ -244,32 +272,39 @@ class Index:
             f"UPDATE outcome SET superseded = 1 WHERE NOT superseded AND no NOT IN (SELECT no FROM input) {of_this_input}"  # noqa: S608 - two constants
         )
 
+    def find_copies(self, *, hold: bool) -> int:
+        """Find the pending rows that ask what another row asks; with ``hold`` they are not among those to send."""
+        found = copies.find(self._db)
+        if hold:
+            self._fed = f"{PENDING} AND NOT {IS_COPY}"
+        return found
+
     def pending_files(self) -> list[str]:
-        """Paths of the files that have pending rows, in input order."""
+        """Paths of the files that have rows to send, in input order."""
         return [
             path
             for path, count in self._db.execute(
-                f"SELECT f.path, (SELECT count(*) FROM input i LEFT JOIN outcome o ON o.no = i.no "  # noqa: S608 - PENDING is a constant of this module
-                f"WHERE i.file = f.file AND {PENDING}) FROM file f ORDER BY f.place"
+                f"SELECT f.path, (SELECT count(*) FROM input i LEFT JOIN outcome o ON o.no = i.no "  # noqa: S608 - made of constants
+                f"WHERE i.file = f.file AND {self._fed}) FROM file f ORDER BY f.place"
             )
             if count
         ]
 
     def pending(self, path: str, first: int, last: int) -> dict[int, tuple[int, str, bytes]]:
-        """line -> (number, custom_id, fingerprint) of the pending rows of one stretch of a file."""
+        """line -> (number, custom_id, fingerprint) of the rows to send of one stretch of a file."""
         return {
             line: (no, custom_id, fingerprint)
             for line, no, custom_id, fingerprint in self._db.execute(
-                f"SELECT i.line, i.no, i.custom_id, i.fingerprint FROM input i LEFT JOIN outcome o ON o.no = i.no "  # noqa: S608 - PENDING is a constant of this module
-                f"WHERE i.file = (SELECT file FROM file WHERE path = ?) AND i.line BETWEEN ? AND ? AND {PENDING}",
+                f"SELECT i.line, i.no, i.custom_id, i.fingerprint FROM input i LEFT JOIN outcome o ON o.no = i.no "  # noqa: S608 - made of constants
+                f"WHERE i.file = (SELECT file FROM file WHERE path = ?) AND i.line BETWEEN ? AND ? AND {self._fed}",
                 (path, first, last),
             )
         }
 
     def sample(self, most: int) -> frozenset[int]:
-        """Numbers of some pending rows, at random."""
+        """Numbers of some rows to send, at random."""
         rows = self._db.execute(
-            f"SELECT i.no FROM input i LEFT JOIN outcome o ON o.no = i.no WHERE {PENDING} ORDER BY random() LIMIT ?",  # noqa: S608 - PENDING is a constant of this module
+            f"SELECT i.no FROM input i LEFT JOIN outcome o ON o.no = i.no WHERE {self._fed} ORDER BY random() LIMIT ?",  # noqa: S608 - made of constants
             (most,),
         )
         return frozenset(no for (no,) in rows)

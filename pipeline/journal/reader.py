@@ -90,11 +90,13 @@ class Totals:
     """Sums over the rows of the present input. Token sums leave out rows whose count is unknown; so does ``cost``.
 
     ``cost`` has what witnesses cost on top. ``cost_unknown`` counts rows whose last try has no known cost, though it was
-    answered or may have been billed; such tries before it are among the ``lost_attempts``.
+    answered or may have been billed; such tries before it are among the ``lost_attempts``. ``reused`` rows were not sent:
+    they have the answer, or the error, of another row that asks the same.
     """
 
     completed: int = 0
     failed: int = 0
+    reused: int = 0
     accepted: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -112,12 +114,14 @@ SELECT count(*) FILTER (WHERE status = 'succeeded'), count(*) FILTER (WHERE stat
     count(*) FILTER (WHERE status = 'failed' AND accepted), ifnull(sum(prompt_tokens), 0),
     ifnull(sum(completion_tokens), 0), count(*) FILTER (WHERE cost IS NULL AND (status = 'succeeded' OR lost)),
     count(*) FILTER (WHERE remark = 'empty'), count(*) FILTER (WHERE finish_reason = 'length'),
-    count(*) FILTER (WHERE remark = 'refusal'), ifnull(sum(sent), 0), ifnull(sum(lost), 0)
+    count(*) FILTER (WHERE remark = 'refusal'), ifnull(sum(sent), 0), ifnull(sum(lost), 0),
+    count(*) FILTER (WHERE cost_source = 'reused')
 FROM input i JOIN outcome o ON o.no = i.no
 """
 # Witnesses belong to no row, so to every input.
 _COST = """
-SELECT o.cost_unit, sum(o.cost), 0, 0 FROM input i JOIN outcome o ON o.no = i.no WHERE o.cost IS NOT NULL GROUP BY 1
+SELECT o.cost_unit, sum(o.cost), 0, 0 FROM input i JOIN outcome o ON o.no = i.no
+    WHERE o.cost IS NOT NULL AND o.cost_source <> 'reused' GROUP BY 1
 UNION ALL SELECT cost_unit, sum(cost), 0, 0 FROM attempt WHERE fingerprint = zeroblob(16) GROUP BY 1
 UNION ALL SELECT a.cost_unit, sum(a.cost), count(*), sum(a.lost) FROM input i CROSS JOIN attempt a
     ON a.fingerprint = i.fingerprint AND a.custom_id = i.custom_id WHERE EXISTS (SELECT 1 FROM attempt) GROUP BY 1
@@ -136,6 +140,7 @@ def totals(db: sqlite3.Connection) -> Totals:
     return Totals(
         completed=row[0],
         failed=row[1],
+        reused=row[11],
         accepted=row[2],
         prompt_tokens=row[3],
         completion_tokens=row[4],
@@ -183,7 +188,7 @@ def spent_in(db: sqlite3.Connection, run: int) -> dict[str, dict[str, float]]:
     """What the tries of one run cost, by model and unit, as far as it is known; witnesses included, the dearest first."""
     found: dict[str, dict[str, float]] = {}
     for model, unit, amount in db.execute(
-        "SELECT model, cost_unit, sum(cost) FROM (SELECT run, model, cost_unit, cost FROM outcome "
+        "SELECT model, cost_unit, sum(cost) FROM (SELECT run, model, cost_unit, cost FROM outcome WHERE cost_source <> 'reused' "
         "UNION ALL SELECT run, model, cost_unit, cost FROM attempt) "
         "WHERE run = ? AND cost IS NOT NULL GROUP BY 1, 2 ORDER BY 3 DESC",
         (run,),

@@ -30,7 +30,7 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 
 """
 _INSERT_ATTEMPT = "INSERT INTO attempt VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 # A row done again keeps what its earlier outcome cost.
-_KEEP_REPLACED = """
+KEEP_REPLACED = """
 INSERT INTO attempt SELECT custom_id, fingerprint, ifnull(call_id, ''), 'replaced', lost, model, cost, cost_unit,
     cost_source, completed_at, run
 FROM outcome WHERE no = ? AND sent
@@ -126,7 +126,7 @@ class Writer:
             self._db.executemany(_INSERT_ATTEMPT, [_attempt_values(attempt, self._run) for attempt in attempts])
         if outcomes:
             if self._redone:
-                self._db.executemany(_KEEP_REPLACED, [(outcome.index,) for outcome in outcomes])
+                self._db.executemany(KEEP_REPLACED, [(outcome.index,) for outcome in outcomes])
                 self._db.executemany("DELETE FROM reply WHERE no = ?", [(outcome.index,) for outcome in outcomes])
             self._db.executemany(_INSERT_OUTCOME, [_outcome_values(outcome, self._run) for outcome in outcomes])
             self._db.executemany(

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.accounting import PriceOf
-from pipeline.guards import REBUYING_SHARE
+from pipeline.guards import buys_again
 from pipeline.job import Job
 from pipeline.journal import Counts, Lock, history, reader
 from pipeline.jsonio import loads
@@ -42,8 +42,10 @@ class Body:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a run would do. ``copies`` of the pending rows ask what another one asks; ``failing`` ones cannot be sent.
+    """What a run would do. ``failing`` rows cannot be sent.
 
+    ``copies`` ask what another row asks: with ``dedupe`` they are no part of the ``pending`` rows, without it they are, and
+    ``copies_share`` of the cost (of the tokens, where that is unknown) could be saved; both 0 to 1.
     ``measured_on``: so many done rows stand behind the estimates; 0 makes them a guess. ``cost`` is by unit and leaves out
     ``cost_unknown`` rows; ``seconds`` of sending and ``finish`` are None as long as no answer has been timed and no rate is
     known.
@@ -59,6 +61,8 @@ class Plan:
     redo: int
     pending: int
     copies: int
+    copies_share: float
+    dedupe: bool
     failing: int
     slots: int
     measured_on: int
@@ -87,6 +91,9 @@ async def plan(job: Job, *, show: int = 0, wall_clock: Callable[[], float] = tim
             index = await signals.in_thread(space.feed.index, space.spec, tick=lambda _: signals.check())
             space.layout()  # a clash of columns must show now
             counts = index.counts(has_ids=space.id_column is not None)
+            found = index.find_copies(hold=job.request.dedupe) if counts.pending else 0
+            if job.request.dedupe:
+                counts = replace(counts, copies=found)
             survey = await surveyed(space, index, show=show)
             known = await _asked(job, space, key.get_secret_value() if key else None)
             return _Reckoning(job, space, counts, survey, known).plan(wall_clock())
@@ -120,7 +127,7 @@ class _Reckoning:
             prompt = prompt.plus(load.prompt_tokens())
             completion = completion.plus(load.completion_tokens(self._most_output(model)))
         slots = min(self._job.concurrency, key.parallel or self._job.concurrency)
-        cost, unknown = self._cost()
+        cost, unknown = self._cost(self._loads)
         budget_left = None if key.max_budget is None else max(key.max_budget - (key.spend or 0.0), 0.0)
         room, free = self._disk(completion)
         need = needed(
@@ -137,8 +144,9 @@ class _Reckoning:
         stop = next((finding.exit_code for finding in self._findings if finding.level == "stop"), 0)
         return Plan(
             exit_code=stop, findings=self._findings, rows=counts.rows, succeeded=counts.succeeded, failed=counts.failed,
-            new=counts.new, changed=counts.changed, redo=counts.redo, pending=counts.pending,
-            copies=history.copies(self._space.journal.db), failing=self._survey.failing, slots=slots,
+            new=counts.new, changed=counts.changed, redo=counts.redo,  pending=counts.to_send,
+            copies=counts.copies or sum(load.copies for load in self._loads.values()),
+            copies_share=self._share_of_copies(), dedupe=self._job.request.dedupe, failing=self._survey.failing, slots=slots,
             measured_on=sum(load.prompt.rows for load in self._loads.values() if load.is_measured),
             prompt_tokens=prompt.rounded(), completion_tokens=completion.rounded(), cost=cost, cost_unknown=unknown,
             seconds=None if need is None else need.seconds, disk_needed=room, disk_free=free,
@@ -160,11 +168,11 @@ class _Reckoning:
             found.append(Body(custom_id=request.custom_id, endpoint=request.endpoint, body=loads(body)))
         return found
 
-    def _cost(self) -> tuple[dict[str, Span], int]:
+    def _cost(self, loads: Mapping[str, Load]) -> tuple[dict[str, Span], int]:
         """What rows cost so far tells best what rows will cost; then the price list."""
         cost: dict[str, Span] = {}
         unknown = 0
-        for model, load in self._loads.items():
+        for model, load in loads.items():
             price = self._prices.price(model)
             span = load.cost.forecast(load.rows, load.bytes)
             unit = load.cost_unit
@@ -175,6 +183,16 @@ class _Reckoning:
             else:
                 cost[unit] = cost.get(unit, NOTHING).plus(span)
         return cost, unknown
+
+    def _share_of_copies(self) -> float:
+        """What part of the cost, or where no cost is known of the prompts' tokens, goes into asking the same again."""
+        copies = {model: load.of_copies() for model, load in self._loads.items() if load.copies}
+        (some, _), (all_of_it, unknown) = self._cost(copies), self._cost(self._loads)
+        whole = 0.0 if unknown else sum(span.middle for span in all_of_it.values())
+        if whole:
+            return sum(span.middle for span in some.values()) / whole
+        bytes_sent = sum(load.bytes for load in self._loads.values())
+        return sum(load.bytes for load in copies.values()) / max(bytes_sent, 1)
 
     def _disk(self, completion: Span) -> tuple[int, int]:
         """Journal and results file, roughly."""
@@ -193,9 +211,9 @@ class _Reckoning:
 
     def _note_rows(self) -> None:
         counts = self._counts
-        if counts.changed > REBUYING_SHARE * counts.bought:
+        if buys_again(counts):
             self._warn(
-                f"{counts.changed:,} of {counts.bought:,} done rows changed and would be bought again: a run asks first, or "
+                f"{counts.rebought:,} of {counts.bought:,} done rows changed and would be bought again: a run asks first, or "
                 "needs --accept-changes"
             )
         if self._survey.failing:

@@ -20,6 +20,11 @@ class Span:
     low: float
     high: float | None
 
+    @property
+    def middle(self) -> float:
+        """Halfway; where there is no bound, what is certain."""
+        return self.low if self.high is None else (self.low + self.high) / 2
+
     def plus(self, other: Span) -> Span:
         """The sum of two."""
         unbounded = self.high is None or other.high is None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pipeline.journal.history import Spent
 from pipeline.plan.forecast import NOTHING, Measured, Span, guessed_tokens
@@ -16,12 +16,17 @@ _CAP = re.compile(rb'"max_(?:completion_)?tokens":(\d{1,9})[,}]')
 
 @dataclass(slots=True, kw_only=True)
 class Load:
-    """The pending rows of one model, and what its done rows used. ``caps`` sums up the ``max_tokens`` of ``capped`` rows."""
+    """The rows to send of one model, and what its done rows used. ``caps`` sums up the ``max_tokens`` of ``capped`` rows.
+
+    ``copies`` of the rows, of ``copied`` bytes, need not be sent if rows that ask the same are sent once.
+    """
 
     rows: int = 0
     bytes: int = 0
     capped: int = 0
     caps: int = 0
+    copies: int = 0
+    copied: int = 0
     longest: int = 0
     longest_id: str = ""
     longest_cap: int = 0
@@ -31,11 +36,13 @@ class Load:
     cost: Measured = field(default_factory=Measured)
     cost_unit: str = "USD"
 
-    def add(self, request: Request) -> None:
-        """One pending row."""
+    def add(self, request: Request, *, copy: bool = False) -> None:
+        """One row to send."""
         size = len(request.body) - request.image_bytes
         self.rows += 1
         self.bytes += size
+        self.copies += copy
+        self.copied += copy * size
         cap = 0
         if request.endpoint != EMBEDDINGS:
             self.answers = True
@@ -56,6 +63,11 @@ class Load:
         if row.cost is not None and row.cost_unit is not None:
             self.cost.add(size, row.cost)
             self.cost_unit = row.cost_unit
+
+    def of_copies(self) -> Load:
+        """The part of this load that need not be, on the assumption that copies are bounded as the others are."""
+        capped, caps = (count * self.copies // max(self.rows, 1) for count in (self.capped, self.caps))
+        return replace(self, rows=self.copies, bytes=self.copied, capped=capped, caps=caps)
 
     @property
     def is_measured(self) -> bool:

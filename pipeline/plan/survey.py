@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pipeline.errors import RowError
-from pipeline.journal import Index, history
+from pipeline.journal import Index, copies, history
 from pipeline.plan.load import MEASURED_ROWS, Load
 from pipeline.records import Request, Row
 from pipeline.source import chunks
@@ -31,12 +31,13 @@ class Survey:
 
 
 async def surveyed(space: Workspace, index: Index, *, show: int) -> Survey:
-    """Walk what is pending, then look at done rows; ``show`` requests are kept whole."""
+    """Walk what is to be sent, then look at done rows; ``show`` requests are kept whole."""
+    db = space.journal.db
     survey = Survey()
     async for items in space.feed.items(index):
         for item in items:
             if isinstance(item, Request):
-                survey.load_of(item.model).add(item)
+                survey.load_of(item.model).add(item, copy=copies.is_copy(db, item.index))
                 if len(survey.shown) < show:
                     survey.shown.append(item)
             else:
@@ -45,7 +46,7 @@ async def surveyed(space: Workspace, index: Index, *, show: int) -> Survey:
     _measure(space, survey)
     for model, load in survey.loads.items():
         if not load.is_measured:  # the prompt changed: what earlier answers used is still better than a guess
-            for tokens in history.answered(space.journal.db, model, MEASURED_ROWS):
+            for tokens in history.answered(db, model, MEASURED_ROWS):
                 load.completion.add(load.bytes / load.rows, tokens)
     return survey
 

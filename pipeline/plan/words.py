@@ -22,7 +22,7 @@ def described(plan: Plan) -> str:
     rows = f"{plan.pending:,} to send: {plan.new:,} new, {plan.changed:,} changed, {plan.redo:,} to do again"
     facts = [
         ("Rows", f"{plan.rows:,}: {plan.succeeded:,} done, {plan.failed:,} failed; {rows}"),
-        ("", f"{plan.copies:,} of those ask just what another one asks" if plan.copies else ""),
+        ("", _copies(plan) if plan.copies else ""),
     ]
     if plan.pending:
         facts += [
@@ -39,6 +39,16 @@ def described(plan: Plan) -> str:
             dumps(body.body).decode(),
         ]
     return "\n".join(lines)
+
+
+def _copies(plan: Plan) -> str:
+    if plan.dedupe:
+        return f"{plan.copies:,} of them are not sent: they ask just what another one asks, and get its answer"
+    what = "tokens" if plan.cost_unknown else "cost"
+    return (
+        f"{plan.copies:,} of those ask just what another one asks: request.dedupe = true would send these once and save about "
+        f"{plan.copies_share:.0%} of the {what}"
+    )
 
 
 def _range(low: str, high: str | None) -> str:
