@@ -154,7 +154,7 @@ class Run:
             changed=counts.changed,
             kept=counts.succeeded + counts.failed,
             sent=sent.rows,
-            **asdict(totals),
+            **asdict(totals) | {"completed": after.succeeded, "failed": after.failed},  # not those to be redone
             elapsed_s=time.monotonic() - self._started,
             run_folder=str(space.folder),
             results=str(self._job.output.path) if complete else None,
