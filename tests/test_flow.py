@@ -210,7 +210,7 @@ def test_a_rate_is_learned_in_its_first_window_and_then_used_up_but_not_exceeded
             f"{what}: {asked.refused()} refused in the first window, then {refused} of {len(later)}; "
             f"{used:.1%} of {len(whole)} whole windows used"
         )
-        assert len(whole) == 2
+        assert len(whole) >= 2
         assert used >= 0.95
         assert refused <= 0.02 * len(later)
         assert asked.refused() == 0 or "as assumed" not in what
@@ -227,7 +227,7 @@ def test_twenty_seconds_of_outage_cost_nothing_and_end_at_once(bench: Bench, sim
         "503": {"fault": 503, "during": [2, 22]},
     }
     bench.server = simulate(latency_s=0.3, faults=[fault[kind]])
-    bench.write(rows(400))
+    bench.write(rows(250))
     summary, _ = bench.run(gateway__base_url=bench.server.url, gateway__concurrency=16, limits__max_attempts=1)
     asked = Asked.of(bench.server)
     gone = next(entry for entry in asked.entries if entry["fault"])
@@ -237,7 +237,7 @@ def test_twenty_seconds_of_outage_cost_nothing_and_end_at_once(bench: Bench, sim
     print(
         f"{kind}: first row {first - back_at:.2f} s after it was back, 90 % of 16 slots busy after {full - back_at:.2f} s"
     )
-    assert (summary.exit_code, summary.completed, summary.failed) == (0, 400, 0)
+    assert (summary.exit_code, summary.completed, summary.failed) == (0, 250, 0)
     assert {row["attempts"] for row in bench.results()} == {1}, "no row was charged an attempt"
     assert [(round((end or 0) - begin) // 5, cause[:4]) for begin, end, cause in summary.outages] == [
         (4, {"refused": "conn", "503": "http"}[kind])
