@@ -15,6 +15,7 @@ import orjson
 
 from pipeline.gateways import OpenAI
 from pipeline.records import CHAT, COMPLETIONS, EMBEDDINGS, Kind, Reply, Request, Verdict
+from pipeline.unreadable import carefully
 
 FIRST_PROBE_S = 1.0
 MOST_PROBE_S = 30.0
@@ -63,7 +64,7 @@ class GatewayProber:
     async def reach(self) -> Verdict:
         """Whether anyone answers at all, by an unpaid call."""
         reply = await self._sender.get(self._dialect.catalogue_path)
-        verdict = self._dialect.classify(reply)
+        verdict = carefully(self._dialect.classify, reply)
         away = reply.failure is not None or reply.status >= 500 or verdict.kind is Kind.OUTAGE
         return verdict if away else Verdict(kind=Kind.OK)
 
@@ -77,7 +78,7 @@ class GatewayProber:
             asked.endpoint, self._dialect.dress(asked), self._dialect.headers(call_id), stream=False
         )
         await self._booked(asked, call_id, reply)
-        return self._dialect.classify(reply, asked.endpoint)
+        return carefully(lambda reply: self._dialect.classify(reply, asked.endpoint), reply)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
