@@ -113,8 +113,9 @@ def lost(name: str, say: Say, code: str = "malformed_reply") -> Case:
 
 
 def seen(name: str, body: bytes, code: str | None, *headers: bytes, status: bytes = b"200 OK") -> Case:
-    """A reply that says what is the matter."""
-    return Case(name=name, say=reply(body, *headers, status=status), code=code)
+    """A whole reply; one of status 200 that is no answer, and tells no tokens, may have been billed."""
+    is_lost = code is not None and status == b"200 OK" and b"usage" not in body
+    return Case(name=name, say=reply(body, *headers, status=status), code=code, lost=is_lost)
 
 
 def _nested(depth: int, inside: bytes = b"") -> bytes:

@@ -134,6 +134,19 @@ def test_every_row_has_its_one_outcome_whatever_the_server_says(
     assert "Traceback" not in capfd.readouterr().err
 
 
+def test_a_server_that_closes_every_connection_without_a_word_is_not_away(quick: None, tmp_path: Path) -> None:
+    names = [str(number) for number in range(12)]
+    closing = reply(ANSWER, b"X-Then: closed")
+
+    async def main() -> tuple[Summary, list[dict[str, Any]]]:
+        says = {"3": reply(b"{}", b"X-Then: closed", status=b"500 No"), "7": reply(b"{}", status=b"503 Away")}
+        async with serving(says, other=closing, listed=reply(b'{"data":[]}', b"X-Then: closed"), times=1) as hostile:
+            return await run_against(hostile, tmp_path, names)
+
+    summary, rows = asyncio.run(main())
+    assert (summary.exit_code, summary.completed) == (0, 12)
+
+
 @pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(says=st.deferred(lambda: st.lists(garbled(), min_size=20, max_size=60)), stream=st.booleans())
