@@ -27,7 +27,7 @@ class Ticket:
     """A request on its way: ``rows`` are those it asks for when they are embeddings, all in one call. ``tries`` were charged to the row, ``sends`` went out, ``waits`` were the gateway's doing.
 
     ``stream``: the next try asks for events. ``blamed``: how often the gateway was blamed for
-    its error. ``stale``: one try of it went into a connection that was just closing.
+    its error, ``held``: how often it was away. ``stale``: one try of it went into a connection that was just closing.
     ``spent``: what the last one cost, None when it may have been billed unseen.
     """
 
@@ -40,6 +40,7 @@ class Ticket:
     spent: float | None = 0.0
     blamed: int = 0
     stale: bool = False
+    held: int = 0
 
 
 class Backlog:

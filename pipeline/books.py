@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 from pipeline.accounting import Accounting
@@ -11,6 +12,7 @@ from pipeline.backlog import Ticket
 from pipeline.gateways import OpenAI
 from pipeline.gateways.answer import usage_told
 from pipeline.records import Attempt, Completion, Cost, Kind, Outcome, Reply, Request, Verdict
+from pipeline.unreadable import carefully
 
 SLOW = frozenset({"timeout", "http_524", "http_504"})
 
@@ -24,7 +26,7 @@ class Keeper(Protocol):
 
 
 class Books:
-    """Makes the records of a run. ``answered`` is told of every good answer before it is booked."""
+    """Makes the records of a run."""
 
     def __init__(
         self,
@@ -33,13 +35,11 @@ class Books:
         accounting: Accounting,
         wall_clock: Callable[[], float],
         fail_on_length: bool,
-        answered: Callable[[Request, Completion], None],
     ) -> None:
         self._dialect = dialect
         self._accounting = accounting
         self._now = wall_clock
         self._fail_on_length = fail_on_length
-        self._answered = answered
 
     def outcome(self, ticket: Ticket, reply: Reply, verdict: Verdict, call_id: str) -> Outcome:
         """The end of a row: an answer, or an error. Notes in the ticket what the exchange cost."""
@@ -49,7 +49,6 @@ class Books:
         if verdict.kind is Kind.OK:
             completion = self._dialect.completion(reply, request.endpoint)
             cost = self._cost_of(request, completion, reply)
-            self._answered(request, completion)
             if self._fail_on_length and completion.finish_reason == "length":
                 verdict = Verdict(kind=Kind.REJECTED, code="length", message="the answer was cut off by max_tokens")
         succeeded, lost = verdict.kind is Kind.OK, may_be_billed(reply, verdict, cost.amount)
@@ -87,6 +86,9 @@ class Books:
 
     def witness(self, request: Request, call_id: str, reply: Reply) -> Attempt:
         """A witness belongs to no row; what it cost is part of what the journal cost."""
+        return carefully(partial(self._witness, request, call_id), reply)
+
+    def _witness(self, request: Request, call_id: str, reply: Reply) -> Attempt:
         verdict = self._dialect.classify(reply, request.endpoint)
         attempt = self.attempt(Ticket(request=request), reply, replace(verdict, code="witness"), call_id)
         if verdict.kind is not Kind.OK:

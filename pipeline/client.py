@@ -9,7 +9,7 @@ import asyncio
 import ipaddress
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Self, cast
@@ -17,14 +17,18 @@ from urllib.parse import urlsplit
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
+from aiohttp.http_exceptions import HttpProcessingError
 
 from pipeline.jsonio import dumps, loads
 from pipeline.records import Failure, Reply
+from pipeline.secret import Secret
 from pipeline.stream import Assembly
 
 # uvicorn, under both gateways, closes connections idle for 5 s (measured); a pool that keeps them longer races it.
 KEEP_ALIVE_S = 4.0
 REUSED_DROP_S = 1.0
+MAX_REPLY_BYTES = 64 << 20
+WORDS_CHARACTERS = 500
 _FAMILIES = {"auto": socket.AF_UNSPEC, 4: socket.AF_INET, 6: socket.AF_INET6}
 
 
@@ -33,6 +37,7 @@ class Connection:
     """How to reach a gateway. Times in seconds; ``api_key`` never shows in a repr.
 
     ``first_byte_timeout_s`` bounds the silence before (and within) a plain answer, ``idle_timeout_s`` that of a stream.
+    A reply of more than ``max_reply_bytes``, unpacked, is read no further.
     """
 
     base_url: str
@@ -42,6 +47,7 @@ class Connection:
     first_byte_timeout_s: float = 600.0
     idle_timeout_s: float = 300.0
     ip_version: str | int = "auto"
+    max_reply_bytes: int = MAX_REPLY_BYTES
 
     def __repr__(self) -> str:
         return f"Connection(base_url={self.base_url!r})"
@@ -52,7 +58,7 @@ class Client:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._key = (connection.api_key or "").encode()
+        self._secret = Secret(connection.api_key)
 
     async def __aenter__(self) -> Self:
         connection = self._connection
@@ -110,9 +116,8 @@ class Client:
             ) as response:
                 if stream and response.content_type == "text/event-stream":
                     return await self._assembled(response, started)
-                answer = await response.read()
-                return self._reply(response, answer, time.monotonic() - started)
-        except (aiohttp.ClientError, TimeoutError, OSError) as exc:
+                return self._reply(response, await self._whole(response), started)
+        except FOREIGN as exc:
             elapsed = time.monotonic() - started
             failure = failure_of(exc, stale=isinstance(exc, StaleConnectionError) and elapsed < REUSED_DROP_S)
             return self._failed(failure, started)
@@ -124,51 +129,60 @@ class Client:
             async with self._session.get(
                 self._connection.base_url + path, allow_redirects=False, timeout=self._timeout
             ) as response:
-                return self._reply(response, await response.read(), time.monotonic() - started)
-        except (aiohttp.ClientError, TimeoutError, OSError) as exc:
+                return self._reply(response, await self._whole(response), started)
+        except FOREIGN as exc:
             return self._failed(failure_of(exc), started)
+
+    async def _take_in(self, response: aiohttp.ClientResponse, take: Callable[[bytes], object]) -> None:
+        """Hand over the body piece by piece, and raise when it is over its bound: what was read is let go then."""
+        most, size = self._connection.max_reply_bytes, 0
+        async for data in response.content.iter_any():
+            size += len(data)
+            if size > most:
+                raise ReplyTooLargeError(
+                    f"the reply is over {most:,} bytes (gateway.max_reply_bytes), and was read no further"
+                )
+            take(data)
+
+    async def _whole(self, response: aiohttp.ClientResponse) -> bytes:
+        body = bytearray()
+        await self._take_in(response, body.extend)
+        return bytes(body)
 
     async def _assembled(self, response: aiohttp.ClientResponse, started: float) -> Reply:
         assembly = Assembly()
         try:
-            async for data in response.content.iter_any():
-                assembly.feed(data)
-            status, body = response.status, assembly.body()
+            await self._take_in(response, assembly.feed)
+            status, body = assembly.whole(response.status)
         except (ValueError, TypeError, AttributeError, LookupError) as exc:  # events that are JSON, but not of a chat
             failure = Failure(code="malformed_stream", message=f"the stream makes no sense: {exc}", sent=True)
             return self._failed(failure, started)
-        if assembly.error is not None:
-            status, body = assembly.error_status(), {"error": assembly.error}
-        elif not assembly.complete:
+        if body is None:
             failure = Failure(code="stream_cut", message="the stream ended before the answer did", sent=True)
             return self._failed(failure, started)
-        return self._reply(response, dumps(body), time.monotonic() - started, status=status)
+        return self._reply(response, dumps(body), started, status=status)
 
     def _failed(self, failure: Failure, started: float) -> Reply:
+        failure = replace(failure, message=self._secret.out_of(failure.message))
         elapsed_s = time.monotonic() - started
-        return Reply(status=0, headers={}, body=b"", json=None, elapsed_s=elapsed_s, failure=self._scrubbed(failure))
+        return Reply(status=0, headers={}, body=b"", json=None, elapsed_s=elapsed_s, failure=failure)
 
     def _reply(
-        self, response: aiohttp.ClientResponse, body: bytes, elapsed_s: float, *, status: int | None = None
+        self, response: aiohttp.ClientResponse, body: bytes, started: float, *, status: int | None = None
     ) -> Reply:
         status = status or response.status
-        if status != 200 and self._key and self._key in body:
-            body = body.replace(
-                self._key, b"[key]"
-            )  # some servers quote the key in their errors; answers stay as they are
+        body = self._secret.out_of_body(body, is_answer=status == 200)
         try:
             parsed = loads(body)
         except ValueError:
             parsed = None
-        return Reply(
-            status=status or response.status, headers=response.headers, body=body, json=parsed, elapsed_s=elapsed_s
-        )
+        headers = self._secret.out_of_headers(response.headers)
+        elapsed_s = time.monotonic() - started
+        return Reply(status=status, headers=headers, body=body, json=parsed, elapsed_s=elapsed_s)
 
-    def _scrubbed(self, failure: Failure) -> Failure:
-        if not self._connection.api_key:
-            return failure
-        message = failure.message.replace(self._connection.api_key, "[key]")
-        return replace(failure, message=message)
+
+class ReplyTooLargeError(Exception):
+    """A reply has more bytes than it may have."""
 
 
 class StaleConnectionError(aiohttp.ServerDisconnectedError):
@@ -191,6 +205,11 @@ class WatchedConnection(ResponseHandler):
         self._uses += 1
         self._began = False
         super().set_response_params(**params)
+
+    def is_connected(self) -> bool:
+        """Whether a request can be sent here; not when the server has said what nobody asked for, a second reply to one
+        request: it would be taken for that of the next."""
+        return super().is_connected() and not self._buffer
 
     def data_received(self, data: bytes) -> None:
         """Bytes of the reply."""
@@ -216,9 +235,13 @@ _NEVER_SENT: tuple[tuple[type[BaseException], str], ...] = (
 )
 
 
+# What aiohttp lets out on hostile bytes: errors of the parser in a body are no ClientErrors.
+FOREIGN = (aiohttp.ClientError, HttpProcessingError, TimeoutError, OSError, ReplyTooLargeError)
+
+
 def failure_of(exc: BaseException, *, stale: bool = False) -> Failure:
     """Name what went wrong on the network, and whether the request may have reached the gateway."""
-    words = str(exc) or type(exc).__name__
+    words = " ".join(str(exc).split())[:WORDS_CHARACTERS] or type(exc).__name__
     for kind, code in _NEVER_SENT:
         if isinstance(exc, kind):
             return Failure(code=code, message=f"cannot connect: {words}", sent=False)
@@ -227,6 +250,11 @@ def failure_of(exc: BaseException, *, stale: bool = False) -> Failure:
         return Failure(code="disconnected", message=message, sent=True, stale=True)
     if isinstance(exc, TimeoutError):
         return Failure(code="timeout", message="no complete answer within the timeout", sent=True)
+    if isinstance(exc, ReplyTooLargeError):
+        return Failure(code="reply_too_large", message=words, sent=True)
+    if isinstance(exc, aiohttp.ClientResponseError | HttpProcessingError):
+        words = " ".join(exc.message.split())[:WORDS_CHARACTERS]
+        return Failure(code="malformed_reply", message=f"what came is no good HTTP: {words}", sent=True)
     return Failure(
         code="disconnected", message=f"the connection broke before the answer was complete: {words}", sent=True
     )

@@ -49,6 +49,11 @@ def dumps(value: Any, *, sort_keys: bool = False) -> bytes:
         return _dumps_slowly(value, sort_keys)
 
 
+def text_or_json(value: Any) -> str:
+    """Text as it is, anything else as JSON: other than ``str``, it does not fail on deep values."""
+    return value if isinstance(value, str) else dumps(value).decode()
+
+
 def to_json(value: Any) -> Any:
     """For ``default``: Decimal -> str, bytes -> base64, timedelta -> seconds, tuple and set -> list."""
     match value:

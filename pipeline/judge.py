@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from pipeline import packs
 from pipeline.away import Away
@@ -13,17 +14,18 @@ from pipeline.books import SLOW, Books, Keeper
 from pipeline.budget import Budget
 from pipeline.drift import Drift
 from pipeline.errors import PipelineError
-from pipeline.gateways import OpenAI
+from pipeline.gateways import Announced, OpenAI
 from pipeline.patience import refused
 from pipeline.poison import Poison
 from pipeline.rates import Rates
-from pipeline.records import Attempt, Kind, Outcome, Reply, Verdict
+from pipeline.records import Attempt, Completion, Kind, Outcome, Reply, Request, Verdict
 from pipeline.retry import Backoff
 from pipeline.slots import Slots
+from pipeline.unreadable import carefully
 
 MOST_BLAMED = 2  # a row that meets the same error when the gateway is back, and again, may be what takes it away
+MOST_HELD = 20  # a row that finds the gateway away again and again, while the witness in between never does
 BUDGET_POLL_S = 60.0
-_UNREADABLE = "The reply is none that this program understands"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +50,16 @@ class Try:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Said:
+    """All that is read in a reply, before anything is done about it. ``outcome``: what it makes of the row, if it ends it."""
+
+    reply: Reply
+    verdict: Verdict
+    outcome: Outcome | None
+    limits: Announced
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Controls:
     """What holds a run back, or ends it."""
 
@@ -59,7 +71,10 @@ class Controls:
 
 
 class Judge:
-    """``await settle(tried, reply)`` after every send. ``stop`` ends the run; ``reached``: this gateway has answered before."""
+    """``await settle(tried, reply)`` after every send. ``stop`` ends the run; ``reached``: this gateway has answered before.
+
+    ``answered`` is told of every good answer.
+    """
 
     def __init__(
         self,
@@ -71,6 +86,7 @@ class Judge:
         backlog: Backlog,
         controls: Controls,
         stop: Callable[[PipelineError], None],
+        answered: Callable[[Request, Completion], None],
         reached: bool,
     ) -> None:
         self._rulings = rulings
@@ -80,6 +96,7 @@ class Judge:
         self._backlog = backlog
         self._slots, self._rates, self._poison = controls.slots, controls.rates, controls.poison
         self._stop = stop
+        self._answered = answered
         self.reached = reached
         self.trouble: str | None = None
         self.asks_base64 = True
@@ -103,18 +120,14 @@ class Judge:
 
     async def settle(self, tried: Try, reply: Reply, away: Away) -> None:
         """Act on what came back."""
-        ticket = tried.ticket
-        verdict = self.believed(self._dialect.classify(reply, ticket.request.endpoint))
-        if ticket.rows:
-            if verdict.kind is Kind.REJECTED and self._asks_otherwise(tried, reply):
-                self._clear(tried)
-                return
-            if verdict.kind is Kind.OK:
-                reply, verdict = packs.read(reply, len(ticket.rows))
-        outcome = None
-        if verdict.kind in (Kind.OK, Kind.REJECTED):
-            outcome = self._books.outcome(ticket, reply, verdict, tried.call_id)
-        self._tell_limits(tried, reply, verdict, outcome)
+        said = carefully(partial(self._read, tried), reply)
+        reply, verdict, outcome = said.reply, said.verdict, said.outcome
+        if tried.ticket.rows and verdict.kind is Kind.REJECTED and self._asks_otherwise(tried, reply):
+            self._clear(tried)
+            return
+        if outcome is not None and outcome.completion is not None:
+            self._answered(tried.ticket.request, outcome.completion)
+        self._tell_limits(tried, said)
         match verdict.kind:
             case Kind.OK | Kind.REJECTED if outcome is not None:
                 self.reached = True
@@ -128,11 +141,20 @@ class Judge:
                 self._clear(tried)
                 self._stop(refused(verdict))
 
+    def _read(self, tried: Try, reply: Reply) -> Said:
+        ticket = tried.ticket
+        verdict = self.believed(self._dialect.classify(reply, ticket.request.endpoint))
+        if ticket.rows and verdict.kind is Kind.OK:
+            reply, verdict = packs.read(reply, len(ticket.rows))
+        ends = verdict.kind in (Kind.OK, Kind.REJECTED)
+        outcome = self._books.outcome(ticket, reply, verdict, tried.call_id) if ends else None
+        return Said(reply=reply, verdict=verdict, outcome=outcome, limits=self._dialect.announced_limits(reply))
+
     # limits
 
-    def _tell_limits(self, tried: Try, reply: Reply, verdict: Verdict, outcome: Outcome | None) -> None:
+    def _tell_limits(self, tried: Try, said: Said) -> None:
         """What every reply says about how much the gateway takes."""
-        told = self._dialect.announced_limits(reply)
+        told, outcome = said.limits, said.outcome
         if told.parallel is not None:
             self._slots.announced(told.parallel)
         if told.rpm is not None or told.tpm is not None:
@@ -141,7 +163,7 @@ class Judge:
             self._slots.answered(first_try=tried.ticket.sends == 1)
             used = None if outcome.completion is None else outcome.completion.usage.total_tokens
             self._rates.answered(put_aside=tried.tokens, used=used)
-        elif verdict.kind is not Kind.THROTTLED:
+        elif said.verdict.kind is not Kind.THROTTLED:
             self._slots.troubled()
 
     def _hold(self, tried: Try, verdict: Verdict) -> None:
@@ -186,7 +208,8 @@ class Judge:
             blamed = ticket.blamed < MOST_BLAMED and await away.blames_gateway(verdict, ticket.request)
             ticket.blamed += blamed
         else:
-            blamed = verdict.kind is Kind.OUTAGE
+            blamed = verdict.kind is Kind.OUTAGE and ticket.held < MOST_HELD
+            ticket.held += blamed
         if blamed:
             away.open(verdict, ticket.request)
             await self._try_again(tried, reply, verdict)

@@ -15,6 +15,7 @@ import orjson
 
 from pipeline.gateways import OpenAI
 from pipeline.records import CHAT, COMPLETIONS, EMBEDDINGS, Kind, Reply, Request, Verdict
+from pipeline.unreadable import carefully
 
 FIRST_PROBE_S = 1.0
 MOST_PROBE_S = 30.0
@@ -63,21 +64,26 @@ class GatewayProber:
     async def reach(self) -> Verdict:
         """Whether anyone answers at all, by an unpaid call."""
         reply = await self._sender.get(self._dialect.catalogue_path)
-        verdict = self._dialect.classify(reply)
+        verdict = carefully(self._dialect.classify, reply)
         away = reply.failure is not None or reply.status >= 500 or verdict.kind is Kind.OUTAGE
         return verdict if away else Verdict(kind=Kind.OK)
 
     async def witness(self, request: Request) -> Verdict:
         """The shortest request to the same model: what it meets is not the fault of any row."""
-        self._count += 1
-        call_id = f"{self._run_name}-witness-{self._count}"
         body = orjson.dumps({"model": request.model, **_SHORTEST[request.endpoint]}, option=orjson.OPT_SORT_KEYS)
         asked = replace(request, custom_id=WITNESS, body=body, fingerprint=bytes(16))
-        reply = await self._sender.send(
-            asked.endpoint, self._dialect.dress(asked), self._dialect.headers(call_id), stream=False
-        )
+        reply = await self._ask(asked)
+        if reply.failure is not None and reply.failure.stale:  # the connection of the call before: it says nothing
+            reply = await self._ask(asked)
+        return carefully(lambda reply: self._dialect.classify(reply, asked.endpoint), reply)
+
+    async def _ask(self, asked: Request) -> Reply:
+        self._count += 1
+        call_id = f"{self._run_name}-witness-{self._count}"
+        body, headers = self._dialect.dress(asked), self._dialect.headers(call_id)
+        reply = await self._sender.send(asked.endpoint, body, headers, stream=False)
         await self._booked(asked, call_id, reply)
-        return self._dialect.classify(reply, asked.endpoint)
+        return reply
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -75,7 +75,6 @@ class Pool:
             accounting=accounting,
             wall_clock=wall_clock,
             fail_on_length=terms.fail_on_length,
-            answered=self._watch,
         )
         self._backlog = Backlog(
             most_waiting=max(terms.slots, LEAST_WAITING),
@@ -91,6 +90,7 @@ class Pool:
             backlog=self._backlog,
             controls=controls,
             stop=self.stop,
+            answered=self._watch,
             reached=terms.reached,
         )
         self._prober = GatewayProber(sender, dialect, run_name=terms.run_name, booked=self._book_witness)

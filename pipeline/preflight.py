@@ -19,6 +19,7 @@ from pipeline.gateways import OpenAI
 from pipeline.job import Job
 from pipeline.progress import money
 from pipeline.records import CHAT, EMBEDDINGS, KeyInfo, Kind, ModelInfo, Reply, Verdict
+from pipeline.unreadable import carefully
 from pipeline.workspace import Workspace
 
 Level = Literal["ok", "warn", "stop"]
@@ -103,6 +104,7 @@ def connection_to(job: Job, base_url: str, dialect: OpenAI, key: str | None) -> 
         first_byte_timeout_s=job.gateway.first_byte_timeout,
         idle_timeout_s=job.gateway.idle_timeout,
         ip_version=job.gateway.ip_version,
+        max_reply_bytes=job.gateway.max_reply_bytes,
     )
 
 
@@ -151,15 +153,15 @@ class _Asking:
         if not self._enter(reply):
             return
         if self._listed:
-            self.models = {info.id: info for info in dialect.models(reply)}
+            self.models = {info.id: info for info in carefully(dialect.models, reply)}
         if dialect.usable_path is not None:
             reply = await client.get(dialect.catalogue_path)
             if _is_told(reply):
-                told = {info.id: info for info in dialect.models(reply)}
+                told = {info.id: info for info in carefully(dialect.models, reply)}
                 names = self.models if self._listed else told
                 self.models = {name: told.get(name, info) for name, info in (names or told).items()}
         if dialect.key_path is not None and _is_told(reply := await client.get(dialect.key_path)):
-            self.key = dialect.key(reply)
+            self.key = carefully(dialect.key, reply)
 
     def _enter(self, reply: Reply) -> bool:
         """Whether it is worth asking on."""
@@ -170,7 +172,7 @@ class _Asking:
         if reply.status in (404, 405) or (not self._dialect.lists_all and _is_no_scope(reply)):
             self._say("ok", "the gateway answers, and lists no models")
             return True
-        verdict = self._dialect.classify(reply)
+        verdict = carefully(self._dialect.classify, reply)
         if verdict.code == "budget_exceeded":
             self._over_budget = verdict.message
             return True

@@ -6,9 +6,10 @@ no ``[DONE]`` and the other does (both measured), and a cut connection looks lik
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from pipeline.jsonio import loads
+from pipeline.jsonio import loads, text_or_json
 
 _STATUS_OF_TYPE = {
     "BadRequestError": 400,
@@ -18,13 +19,14 @@ _STATUS_OF_TYPE = {
     "UnprocessableEntityError": 422,
     "RateLimitError": 429,
 }
+_ERROR_STATUS = re.compile("[45][0-9][0-9]")
 
 
 class Assembly:
     """``feed`` it the bytes as they come; ``body`` is the completion so far, ``error`` the error event, if one came."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._rest: list[bytes] = []  # of a line whose end has not come; joined once, however many pieces it comes in
         self._head: dict[str, Any] = {}
         self._choices: dict[int, dict[str, Any]] = {}
         self._usage: dict[str, Any] | None = None
@@ -33,7 +35,12 @@ class Assembly:
 
     def feed(self, data: bytes) -> None:
         """Take in some bytes; events may be split anywhere, also inside a character. Raises ``ValueError`` for nonsense."""
-        *lines, self._rest = (self._rest + data).split(b"\n")
+        ended, newline, rest = data.rpartition(b"\n")
+        if not newline:
+            self._rest.append(data)
+            return
+        lines = b"".join([*self._rest, ended]).split(b"\n")
+        self._rest = [rest]
         for line in lines:
             if line.startswith(b"data:"):
                 self._event(line[5:].strip())
@@ -47,7 +54,7 @@ class Assembly:
             raise ValueError("an event of the stream is no JSON object")
         error = chunk.get("error")
         if error:
-            self.error = error if isinstance(error, dict) else {"message": str(error)}
+            self.error = error if isinstance(error, dict) else {"message": text_or_json(error)}
             return
         if not self._head:
             self._head = {
@@ -94,13 +101,19 @@ class Assembly:
             choices.append({**choice, "message": message})
         return {**self._head, "object": "chat.completion", "choices": choices, "usage": self._usage}
 
+    def whole(self, status: int) -> tuple[int, dict[str, Any] | None]:
+        """Status and body as they would have been without streaming; a body of None when the stream ended too early."""
+        if self.error is not None:
+            return self.error_status(), {"error": self.error}
+        return status, self.body() if self.complete else None
+
     def error_status(self) -> int:
         """The status the error would have had without streaming: its code, else what its type says, else 500."""
         error = self.error or {}
-        code = str(error.get("code"))
-        if code.isdigit() and 400 <= int(code) < 600:
+        code, kind = error.get("code"), error.get("type")
+        if isinstance(code, str | int) and _ERROR_STATUS.fullmatch(str(code)):
             return int(code)
-        return _STATUS_OF_TYPE.get(str(error.get("type")), 500)
+        return _STATUS_OF_TYPE.get(kind, 500) if isinstance(kind, str) else 500
 
 
 def _joined(value: Any) -> Any:

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "pipeline"
 FLOORS = {
     0: set("records errors presets jsonio boot".split()),
     1: set(
-        "job source template gateways stream budget drift retry hours patience poison tokens accounting lease journal sink progress".split()
+        "job source template gateways stream secret unreadable budget drift retry hours patience poison tokens accounting lease journal sink progress".split()
     ),
     2: set("client backlog packs books outage away slots rates judge pool display simulator".split()),
     3: set(
@@ -121,7 +121,7 @@ def test_every_file_and_public_name_has_a_docstring(path: Path) -> None:
 
 
 def test_broad_excepts_stand_where_they_are_allowed() -> None:
-    allowed = {"pool.py": 1, "__init__.py": 1, "entry.py": 1}
+    allowed = {"unreadable.py": 1, "__init__.py": 1, "entry.py": 1}
     for path in FILES:
         found = len(re.findall(r"except (?:Exception|BaseException)\b", path.read_text(encoding="utf-8")))
         cleanup = len(re.findall(r"except BaseException:\n(?:.*\n){0,3}?\s+raise\b", path.read_text(encoding="utf-8")))

@@ -48,6 +48,11 @@ def embedding_of(reply: Reply, *, model: str | None) -> Completion:
     return Completion(content=None, finish_reason=None, model=model, usage=usage, raw=reply.body)
 
 
+def vectors_in(body: dict[str, Any]) -> list[Any]:
+    """The vectors of one call as its body has them, in the order of its inputs."""
+    return [item["embedding"] for item in sorted(body["data"], key=_place)]
+
+
 def message_in(body: dict[str, Any]) -> dict[str, Any] | None:
     """The first choice's message, or None when the reply has none."""
     choices = body.get("choices")
@@ -90,6 +95,11 @@ def usage_of(usage: Any) -> Usage:
         cached_tokens=_count(prompt.get("cached_tokens")) if isinstance(prompt, dict) else None,
         reasoning_tokens=_count(completion.get("reasoning_tokens")) if isinstance(completion, dict) else None,
     )
+
+
+def _place(item: dict[str, Any]) -> int:
+    at = item.get("index")
+    return at if type(at) is int else 0
 
 
 def _count(value: Any) -> int | None:

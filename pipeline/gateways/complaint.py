@@ -8,10 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pipeline.jsonio import text_or_json
 from pipeline.records import Reply
 
 MAX_RETRY_AFTER_S = 3600.0
 EXCERPT_CHARACTERS = 500
+NAME_CHARACTERS = 80
+# A terminal would obey them.
+_CONTROLS = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)], " ") | {ord("\n"): "\n", ord("\t"): "\t"}
 
 # html: a web page. error: JSON with an error in it. json: another JSON object. text: anything else. empty: nothing.
 Shape = Literal["html", "error", "json", "text", "empty"]
@@ -30,7 +34,7 @@ class Complaint:
     @property
     def sentence(self) -> str:
         """What came, for people."""
-        return f"HTTP {self.status}: {self.message[:EXCERPT_CHARACTERS]}"
+        return f"HTTP {self.status}: {self.message[:EXCERPT_CHARACTERS].translate(_CONTROLS)}"
 
 
 def complaint_of(reply: Reply) -> Complaint:
@@ -54,7 +58,7 @@ def _error_in(body: Any) -> dict[str, Any]:
     if isinstance(error, dict):
         return error
     if error:
-        return {"message": str(error)}
+        return {"message": text_or_json(error)}
     return body if body.get("object") == "error" else {}
 
 
@@ -83,8 +87,10 @@ def _words_of(reply: Reply, shape: Shape, error: dict[str, Any]) -> str:
 
 
 def _word(value: Any) -> str:
-    """LiteLLM's codes repeat the status, as text; that says nothing."""
-    return value if isinstance(value, str) and value != "None" and not value.isdigit() else ""
+    """LiteLLM's codes repeat the status, as text; that says nothing. Nor does a whole text in a code's place."""
+    if not isinstance(value, str) or value == "None" or value.isdigit():
+        return ""
+    return value if len(value) <= NAME_CHARACTERS and value.isprintable() else ""
 
 
 def _title(reply: Reply) -> str:

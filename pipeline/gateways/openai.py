@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from pipeline.gateways.answer import completion_of, embedding_of, is_answer
+from pipeline.gateways.answer import completion_of, embedding_of, is_answer, message_in, text_in, vectors_in
 from pipeline.gateways.catalogue import openai_models
 from pipeline.gateways.complaint import complaint_of, retry_after
 from pipeline.gateways.rules import Rule
@@ -132,6 +132,8 @@ BASE_RULES = (
     Rule(means=Verdict(kind=Kind.TRANSIENT, ambiguous=True)),  # 500s, and what no table knows
 )
 _OK = Verdict(kind=Kind.OK)
+# Most likely as large the next time, and paid for again; but a pack that is split has smaller ones.
+_TRIES = {"reply_too_large": 2}
 _FINAL = frozenset({Kind.REJECTED, Kind.FATAL})
 
 
@@ -194,7 +196,8 @@ class OpenAI:
         if reply.failure is not None:
             sent, code, message = reply.failure.sent, reply.failure.code, reply.failure.message
             kind = Kind.TRANSIENT if sent else Kind.OUTAGE
-            return Verdict(kind=kind, code=code, message=message, ambiguous=sent, unsent=not sent)
+            tries = _TRIES.get(code)
+            return Verdict(kind=kind, code=code, message=message, ambiguous=sent, unsent=not sent, most_tries=tries)
         return self._look_up(reply)
 
     def _look_up(self, reply: Reply) -> Verdict:
@@ -223,10 +226,8 @@ class OpenAI:
     def content(self, raw: bytes) -> str | None:
         """The answer's text in a body the journal kept; results are made from these."""
         body = loads(raw)
-        if "choices" not in body:  # several vectors that one batch line asked for
-            return dumps(
-                [item["embedding"] for item in sorted(body["data"], key=lambda item: item.get("index", 0))]
-            ).decode()
+        if message_in(body) is None and text_in(body) is None:  # several vectors that one batch line asked for
+            return dumps(vectors_in(body)).decode()
         return completion_of(body, raw, model=None).content
 
     def served_model(self, reply: Reply) -> str | None:

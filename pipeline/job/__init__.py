@@ -58,7 +58,8 @@ class Gateway(Table):
     ``concurrency`` is the most that may be in flight; "auto" leaves that to what the gateway says and does. ``rpm`` and
     ``tpm`` are requests and tokens a minute. ``timeout`` is for a whole answer, ``first_byte_timeout`` for the silence before
     it. ``stream`` asks for every answer in events (a retry after a timeout does so by itself), ``idle_timeout`` bounds the
-    silence between them. ``lease`` False: other runs with this key are not heeded. ``proxy_retries`` lets a LiteLLM proxy retry too; its tries multiply with ours.
+    silence between them. ``max_reply_bytes``: what is larger is not read to its end. ``lease`` False: other runs with this key
+    are not heeded. ``proxy_retries`` lets a LiteLLM proxy retry too; its tries multiply with ours.
     """
 
     preset: str = "openai"
@@ -73,6 +74,7 @@ class Gateway(Table):
     connect_timeout: Seconds = Field(default=30.0, gt=0)
     first_byte_timeout: Seconds = Field(default=600.0, gt=0)
     idle_timeout: Seconds = Field(default=300.0, gt=0)
+    max_reply_bytes: int = Field(default=64 << 20, ge=1)
     ip_version: Literal["auto", 4, 6] = "auto"
     stream: bool = False
     proxy_retries: bool = False
