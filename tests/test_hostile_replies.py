@@ -143,7 +143,7 @@ def test_a_server_that_closes_every_connection_without_a_word_is_not_away(quick:
         async with serving(says, other=closing, listed=reply(b'{"data":[]}', b"X-Then: closed"), times=1) as hostile:
             return await run_against(hostile, tmp_path, names)
 
-    summary, rows = asyncio.run(main())
+    summary, _ = asyncio.run(main())
     assert (summary.exit_code, summary.completed) == (0, 12)
 
 
