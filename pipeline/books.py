@@ -45,8 +45,9 @@ class Books:
         """The end of a row: an answer, or an error. Notes in the ticket what the exchange cost."""
         request = ticket.request
         completion: Completion | None = None
-        cost = self._told_cost(reply, request)
-        if verdict.kind is Kind.OK:
+        if verdict.kind is not Kind.OK:
+            cost = self._told_cost(reply, request)
+        else:
             completion = self._dialect.completion(reply, request.endpoint)
             cost = self._cost_of(request, completion, reply)
             if self._fail_on_length and completion.finish_reason == "length":

@@ -14,6 +14,7 @@ import jinja2
 import jinja2.exceptions
 import jinja2.meta
 import jinja2.nodes
+import jinja2.runtime
 import jinja2.sandbox
 import jinja2.utils
 
@@ -135,6 +136,8 @@ class Text:
             raise TemplateError(
                 f"request.{what}, line {node.lineno}: a prompt is one template: no include, import, extends"
             )
+        self._environment = environment
+        self._globals = dict(self._template.globals)  # as a chain of maps it would be walked for every row
         self._names = sorted(jinja2.meta.find_undeclared_variables(tree))
         if what == "prompt" and not self._names:
             _check_braces(text, columns)
@@ -149,12 +152,18 @@ class Text:
         if "row" in self._names:
             names.setdefault("row", _with_nulls(data, "row"))
         try:
-            return self._template.render(names)
+            return self._written({**self._globals, **names})
         except jinja2.TemplateError as exc:
             raise RowError("template_error", f"the template does not fit this row: {exc.message}") from exc
         except _MISFITS as exc:
             words = str(exc) or type(exc).__name__
             raise RowError("template_error", f"the template does not fit this row: {words}") from exc
+
+    def _written(self, names: dict[str, Any]) -> str:
+        """What ``Template.render`` does, but for the two sets and a map that it makes anew of the globals each time."""
+        template = self._template
+        context = jinja2.runtime.new_context(self._environment, template.name, template.blocks, names, shared=True)
+        return self._environment.concat(template.root_render_func(context))
 
 
 def _check_braces(text: str, columns: Collection[str]) -> None:
