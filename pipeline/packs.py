@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import math
 import sys
 from array import array
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from typing import Any
 
 from pipeline.gateways.complaint import complaint_of
 from pipeline.jsonio import dumps, loads
-from pipeline.records import Attempt, Kind, Outcome, Reply, Request, Usage, Verdict
+from pipeline.records import Attempt, Completion, Cost, Kind, Outcome, Reply, Request, Usage, Verdict
 
 OPENING_CHARACTERS = 300
 _ASKS_BASE64 = b',"encoding_format":"base64"}'
@@ -25,10 +24,10 @@ _OK = Verdict(kind=Kind.OK)
 
 def rest_of(request: Request) -> bytes | None:
     """What must be equal in rows of one call: all but the input. None when the row has several inputs of its own."""
-    text = input_of(request)
+    body = loads(request.body, exact=False)
+    text = _single(body["input"])
     if isinstance(text, list) and not all(type(token) is int for token in text):
         return None
-    body = loads(request.body)
     for name in ("input", "encoding_format"):  # how vectors come is ours to choose
         body.pop(name, None)
     return type(text).__name__.encode() + dumps(body, sort_keys=True)  # texts and token ids do not mix
@@ -36,7 +35,10 @@ def rest_of(request: Request) -> bytes | None:
 
 def input_of(request: Request) -> Any:
     """A text, or a list of token ids; a list of just one of them means that one."""
-    value = loads(request.body)["input"]
+    return _single(loads(request.body)["input"])
+
+
+def _single(value: Any) -> Any:
     return value[0] if isinstance(value, list) and len(value) == 1 and type(value[0]) is not int else value
 
 
@@ -98,11 +100,20 @@ def _vector(value: Any) -> bytes:
             numbers.byteswap()
     else:
         numbers = array("f", value)
-    if not numbers or not math.isfinite(sum(numbers)):
-        raise ValueError("a vector is empty, or has a number that is none")
     if sys.byteorder == "big":
         numbers.byteswap()
-    return numbers.tobytes()
+    blob = numbers.tobytes()
+    if not numbers or not _is_finite(blob):
+        raise ValueError("a vector is empty, or has a number that is none")
+    return blob
+
+
+def _is_finite(blob: bytes) -> bool:
+    """Whether little-endian float32 are all numbers. Adding 768 of them up takes 9 us, a look at their exponents 1 us."""
+    highest = blob[3::4]
+    if b"\x7f" not in highest and b"\xff" not in highest:
+        return True
+    return not any(high & 0x7F == 0x7F and low & 0x80 for high, low in zip(highest, blob[2::4], strict=True))
 
 
 def parted(rows: Sequence[Request], record: Outcome | Attempt) -> Sequence[Outcome | Attempt]:
@@ -119,22 +130,35 @@ def parted(rows: Sequence[Request], record: Outcome | Attempt) -> Sequence[Outco
     completion = record.completion
     usages = [Usage()] * len(rows) if completion is None else _usages(completion.usage, weights)
     size = 0 if completion is None else len(completion.raw) // len(rows)
+    unit, source = record.cost.unit, record.cost.source
     return [
         replace(
             record,
             custom_id=row.custom_id,
             index=row.index,
             fingerprint=row.fingerprint,
-            cost=replace(record.cost, amount=amount),
-            completion=completion
-            and replace(completion, usage=usage, raw=completion.raw[at * size : (at + 1) * size], form="float32"),
+            cost=Cost(amount=amount, unit=unit, source=source),
+            completion=completion and _part(completion, usage, completion.raw[at * size : (at + 1) * size]),
         )
         for at, (row, usage, amount) in enumerate(zip(rows, usages, shares(record.cost.amount, weights), strict=True))
     ]
 
 
+def _part(whole: Completion, usage: Usage, vector: bytes) -> Completion:
+    """One row's share; ``replace`` takes as long again."""
+    return Completion(
+        content=whole.content,
+        finish_reason=whole.finish_reason,
+        model=whole.model,
+        usage=usage,
+        raw=vector,
+        remark=whole.remark,
+        form="float32",
+    )
+
+
 def _weight(row: Request) -> int:
-    text = input_of(row)
+    text = _single(loads(row.body, exact=False)["input"])
     return len(text.encode()) if isinstance(text, str) else len(text)
 
 
