@@ -173,7 +173,7 @@ class Client:
         status = status or response.status
         body = self._secret.out_of_body(body, is_answer=status == 200)
         try:
-            parsed = loads(body)
+            parsed = loads(body, exact=False)
         except ValueError:
             parsed = None
         headers = self._secret.out_of_headers(response.headers)

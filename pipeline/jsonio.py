@@ -30,11 +30,15 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"|[^\s\[\]{},:"]+')
 
 
-def loads(data: bytes) -> Any:
-    """The value of one JSON text; ValueError says in words what is wrong and at which column."""
-    zeros = data.translate(_DIGITS)
-    if (_LONG in zeros or _LONG_NEGATIVE in zeros) and _LONG_INTEGER.search(data):
-        return _loads_slowly(data)
+def loads(data: bytes, *, exact: bool = True) -> Any:
+    """The value of one JSON text; ValueError says in words what is wrong and at which column.
+
+    Unless ``exact``, an integer of over 64 bits may come as a float: half the time, for replies, whose counts are no such.
+    """
+    if exact:
+        zeros = data.translate(_DIGITS)
+        if (_LONG in zeros or _LONG_NEGATIVE in zeros) and _LONG_INTEGER.search(data):
+            return _loads_slowly(data)
     try:
         return orjson.loads(data)
     except orjson.JSONDecodeError:

@@ -33,9 +33,9 @@ class LineChunk:
         self, wanted: Collection[int] | None = None, *, on_error: OnError | None = None
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         """Line number and object; blank lines are passed over."""
-        for index, line in enumerate(self.lines, self.first):
-            if wanted is not None and index not in wanted:
-                continue
+        indices = range(self.first, self.last + 1)
+        for index in indices if wanted is None else [index for index in sorted(wanted) if index in indices]:
+            line = self.lines[index - self.first]
             try:
                 data = _object(line)
             except ValueError as exc:
