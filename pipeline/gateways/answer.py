@@ -22,10 +22,15 @@ def is_answer(body: Any, endpoint: str) -> bool:
     return (message_in(body) if endpoint == CHAT else text_in(body)) is not None
 
 
+def content_of(body: dict[str, Any]) -> str | None:
+    """The text of a chat (or legacy) completion body."""
+    message = message_in(body)
+    return text_of(message.get("content")) if message else text_in(body)
+
+
 def completion_of(body: dict[str, Any], raw: bytes, *, model: str | None) -> Completion:
-    """Read a chat (or legacy) completion body; also used when results are made again from the journal."""
-    message = message_in(body) or {"content": text_in(body)}
-    content = text_of(message.get("content"))
+    """Read a chat (or legacy) completion body."""
+    message, content = message_in(body) or {}, content_of(body)
     finish_reason = body["choices"][0].get("finish_reason")
     remark = None
     if message.get("refusal") or finish_reason == "content_filter":

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from pipeline.gateways.answer import completion_of, embedding_of, is_answer, message_in, text_in, vectors_in
+from pipeline.gateways.answer import completion_of, content_of, embedding_of, is_answer, message_in, text_in, vectors_in
 from pipeline.gateways.catalogue import openai_models
 from pipeline.gateways.complaint import complaint_of, retry_after
 from pipeline.gateways.rules import Rule
@@ -228,7 +228,7 @@ class OpenAI:
         body = loads(raw, exact=False)
         if message_in(body) is None and text_in(body) is None:  # several vectors that one batch line asked for
             return dumps(vectors_in(body)).decode()
-        return completion_of(body, raw, model=None).content
+        return content_of(body)
 
     def served_model(self, reply: Reply) -> str | None:
         """The model that answered, which need not be the one asked."""
