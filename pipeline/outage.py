@@ -119,6 +119,7 @@ class Outage:
         self._ended = ended
         self._passable = asyncio.Event()
         self._passable.set()
+        self._released = False
         self._opened = asyncio.Event()
         self._asking = asyncio.Lock()  # one witness at a time; who waits takes its word
         self._witnessed_at = float("-inf")
@@ -142,7 +143,8 @@ class Outage:
         await self._passable.wait()
 
     def release(self) -> None:
-        """Let everyone through who waits, to see that the run is ending."""
+        """Let everyone through from now on, to see that the run is ending."""
+        self._released = True
         self._passable.set()
 
     def open(self, verdict: Verdict, request: Request) -> None:
@@ -153,7 +155,8 @@ class Outage:
         self._spell = Spell(started_at=self._now(), ended_at=None, cause=cause, code=verdict.code)
         self._request = None if verdict.unsent else request
         self._first_probe_s = FIRST_PROBE_S if verdict.retry_after_s is None else max(0.1, verdict.retry_after_s)
-        self._passable.clear()
+        if not self._released:
+            self._passable.clear()
         self._opened.set()
 
     async def blames_gateway(self, verdict: Verdict, request: Request) -> bool:

@@ -139,8 +139,8 @@ class Pool:
         self._rates.close()
 
     def stop(self, why: PipelineError) -> None:
-        """Drain, and have this as the reason."""
-        if self.stopped is None:
+        """Drain, and have this as the reason, unless the run is ending already."""
+        if not self._backlog.closed:
             self.stopped = why
         self.drain()
 

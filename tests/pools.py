@@ -11,6 +11,7 @@ from virtual import run_virtually
 
 from pipeline.accounting import Accounting, PriceOf
 from pipeline.books import Keeper
+from pipeline.budget import Budget
 from pipeline.gateways import OpenAI
 from pipeline.judge import Controls, Rulings
 from pipeline.lease import Memory, Share
@@ -148,6 +149,7 @@ def pool_of(
     budget_wait_s: float | None = None,
     allowance: Allowance | None = None,
     poison: Poison | None = None,
+    budget: Budget | None = None,
     rising: bool = False,
     wait: bool = False,
     max_outage_s: float | None = None,
@@ -157,7 +159,7 @@ def pool_of(
 ) -> Pool:
     """A pool on the running loop's clock that shares with nobody; it begins with all its slots unless it is ``rising``."""
     clock = asyncio.get_running_loop().time
-    share = share or Memory(ceiling=slots, clock=clock)
+    share = share or Memory(ceiling=slots)
     rulings = Rulings(max_attempts=attempts, backoff=Backoff(random=random.Random(1)), budget_wait_s=budget_wait_s)
     return Pool(
         Terms(
@@ -176,6 +178,7 @@ def pool_of(
             slots=Slots(ceiling=slots, share=share, first=1 if rising else slots, note=note),
             rates=Rates(allowance or Allowance(), share=share, note=note),
             poison=poison or Poison(rows=1_000_000, watches_first=False),
+            budget=budget,
         ),
     )
 
