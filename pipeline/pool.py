@@ -251,6 +251,8 @@ class Pool:
 
     async def _book_witness(self, request: Request, call_id: str, reply: Reply) -> None:
         attempt = self._books.witness(request, call_id, reply)
+        if self._budget is not None:
+            self._budget.spent += attempt.cost.amount or 0.0
         if attempt.lost or reply.status == 200:
             await self._keeper.keep((attempt,))
 

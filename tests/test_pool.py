@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pools import GOOD, Kept, Script, error, feed, lost, pool_of, reply, request, work
 from virtual import run_virtually
 
+from pipeline.budget import Budget
 from pipeline.errors import BudgetError, GatewayError, IncompleteError, LookError
 from pipeline.gateways import LiteLLM, Lumen
 from pipeline.poison import Poison
@@ -243,6 +244,13 @@ def test_a_500_that_a_witness_does_not_meet_is_the_rows_own() -> None:
     assert pool.outages == []
     assert len(memory.witnesses) == len(script.witnesses)
     assert all(attempt.cost.amount == pytest.approx(14e-6) for attempt in memory.witnesses), "booked as overhead"
+
+
+def test_what_a_witness_costs_counts_towards_the_budget() -> None:
+    budget = Budget(1.0, price=lambda *_: 0.0, most_output=1, name="max_cost")
+    memory, script, *_ = work(lambda row, nth: error(500) if nth == 1 else reply(), budget=budget)
+    assert (len(memory.outcomes), len(script.witnesses)) == (1, 1)
+    assert budget.spent == pytest.approx(2 * 14e-6)
 
 
 def test_a_row_that_alone_is_slower_than_the_front_proxy_waits_does_not_wait_for_ever() -> None:
