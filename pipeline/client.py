@@ -26,6 +26,8 @@ from pipeline.stream import Assembly
 
 # uvicorn, under both gateways, closes connections idle for 5 s (measured); a pool that keeps them longer races it.
 KEEP_ALIVE_S = 4.0
+UNPAID_S = 20.0  # what costs nothing is answered soon, or nobody is there
+UNPAID_CONNECT_S = 10.0
 REUSED_DROP_S = 1.0
 MAX_REPLY_BYTES = 64 << 20
 WORDS_CHARACTERS = 500
@@ -69,6 +71,9 @@ class Client:
         )
         self._stream_timeout = aiohttp.ClientTimeout(
             total=connection.timeout_s, connect=connection.connect_timeout_s, sock_read=connection.idle_timeout_s
+        )
+        self._unpaid_timeout = aiohttp.ClientTimeout(
+            total=min(connection.timeout_s, UNPAID_S), connect=min(connection.connect_timeout_s, UNPAID_CONNECT_S)
         )
         self._session = self._new_session()
         return self
@@ -127,7 +132,7 @@ class Client:
         started = time.monotonic()
         try:
             async with self._session.get(
-                self._connection.base_url + path, allow_redirects=False, timeout=self._timeout
+                self._connection.base_url + path, allow_redirects=False, timeout=self._unpaid_timeout
             ) as response:
                 return self._reply(response, await self._whole(response), started)
         except FOREIGN as exc:

@@ -23,8 +23,6 @@ from pipeline.unreadable import carefully
 from pipeline.workspace import Workspace
 
 Level = Literal["ok", "warn", "stop"]
-TIMEOUT_S = 20.0
-CONNECT_TIMEOUT_S = 10.0
 LEDGER_LATE_S = 10.0  # LiteLLM writes what was spent at the latest after so long, unless told otherwise
 # Modes that answer a chat request; "completion" and "responses" models are translated by the gateways.
 CHAT_MODES = frozenset({"chat", "completion", "responses"})
@@ -109,13 +107,8 @@ def connection_to(job: Job, base_url: str, dialect: OpenAI, key: str | None) -> 
 
 
 def unpaid(connection: Connection, dialect: OpenAI) -> Connection:
-    """How to reach the endpoints that cost nothing, and answer soon."""
-    return replace(
-        connection,
-        base_url=dialect.catalogue_root(connection.base_url),
-        timeout_s=min(connection.timeout_s, TIMEOUT_S),
-        connect_timeout_s=min(connection.connect_timeout_s, CONNECT_TIMEOUT_S),
-    )
+    """How to reach the endpoints that cost nothing."""
+    return replace(connection, base_url=dialect.catalogue_root(connection.base_url))
 
 
 def accounting_of(job: Job, known: Preflight) -> Accounting:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from pipeline import client as client_module
 from pipeline.client import KEEP_ALIVE_S, Client, Connection, failure_of, is_loopback
 from pipeline.records import Reply
 
@@ -19,7 +20,7 @@ ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 
 async def read_request(reader: asyncio.StreamReader) -> bytes:
     head = await reader.readuntil(b"\r\n\r\n")
     length = next(
-        int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")
+        (int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")), 0
     )
     return head + await reader.readexactly(length)
 
@@ -96,6 +97,23 @@ def test_connections_are_kept_for_less_than_the_servers_five_seconds() -> None:
 
     _, raw = exchange(fine, twice)
     assert raw.connections == 1
+
+
+def test_what_costs_nothing_is_not_waited_for_as_an_answer_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gateway that takes connections and says nothing: the probe of an outage has to ask again."""
+    monkeypatch.setattr(client_module, "UNPAID_S", 0.2)
+
+    async def silent(connection: int, nth: int) -> bytes | None:
+        await asyncio.sleep(5)
+        return None
+
+    async def look(client: Client) -> Reply:
+        return await client.get("/models")
+
+    reply, _ = exchange(silent, look)
+    assert reply.failure is not None
+    assert reply.failure.code == "timeout"
+    assert reply.elapsed_s < 2
 
 
 def test_a_reused_connection_that_drops_at_once_is_known_as_stale() -> None:
