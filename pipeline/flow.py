@@ -22,6 +22,7 @@ class Lasting:
         self._share: Lease | Memory = share
         self._ceiling = ceiling
         self._say = say
+        self._pace = Pace()  # as it was last
 
     @property
     def elsewhere(self) -> int:
@@ -39,13 +40,16 @@ class Lasting:
     @contextmanager
     def locked(self) -> Iterator[Pace]:
         """The pace, to be read and changed; see ``Lease.locked``."""
-        with ExitStack() as stack:
-            try:
-                pace = stack.enter_context(self._share.locked())
-            except LeaseError as exc:
-                self._go_alone(exc)
-                pace = stack.enter_context(self._share.locked())
-            yield pace
+        stack = ExitStack()
+        try:
+            self._pace = stack.enter_context(self._share.locked())
+        except LeaseError as exc:
+            self._go_alone(exc)
+        try:
+            with stack:
+                yield self._pace
+        except LeaseError as exc:  # it could be read, but not be written
+            self._go_alone(exc)
 
     def close(self) -> None:
         """Leave."""
@@ -53,7 +57,8 @@ class Lasting:
 
     def _go_alone(self, exc: LeaseError) -> None:
         self._say(f"{exc}. From here on this run does not heed others with the same key")
-        self._share = Memory(ceiling=self._ceiling)
+        self._share.close()
+        self._share = Memory(ceiling=self._ceiling, pace=self._pace)
 
 
 def share_of(job: Job, key: str | None, *, say: Tell) -> Lasting:

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 from pipeline import lease as module
 from pipeline.boot import boot_id
+from pipeline.flow import Lasting
 from pipeline.lease import Lease, LeaseError, Memory, Pace, fair_shares, lease_name, state_folder, water_fill
 from pipeline.lease import file as lease_file
 from pipeline.lease import pace as lease_pace
@@ -531,6 +532,31 @@ def test_a_file_system_without_locks_is_a_lease_error(tmp_path: Path, monkeypatc
         Lease.join("key", ceiling=5, folder=tmp_path)
 
 
+@pytest.mark.parametrize("broken", ["pread", "pwrite"])
+def test_a_lease_that_fails_ends_but_not_the_run(broken: str, join: Callable[..., Lease]) -> None:
+    """What is known of the pace stays known, and the others do not wait for a member that has left."""
+    said: list[str] = []
+    with pytest.MonkeyPatch.context() as patch, closing(Lasting(join(), ceiling=SLOTS, say=said.append)) as share:
+        with share.locked() as pace:
+            pace.rpm, pace.parallel = 30.0, 3
+
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        patch.setattr(os, broken, full)
+        with share.locked() as pace:
+            pace.parallel = 2
+        with share.locked() as pace:
+            assert (pace.rpm, pace.parallel) == (30.0, 2)
+        assert share.refresh(demand=9, busy=0, parallel=9) == SLOTS
+        patch.undo()
+        other = join()
+        other.refresh(demand=9, busy=0, parallel=9)
+        assert other.others == 0
+    assert len(said) == 1
+    assert "No space left" in said[0]
+
+
 def test_a_table_that_is_full_is_a_lease_error(join: Callable[..., Lease]) -> None:
     for _ in range(lease_file.MOST_MEMBERS):
         join()
@@ -583,11 +609,11 @@ def test_the_state_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     assert (tmp_path / ".local" / "state" / "pipeline" / "key.lease").exists()
 
 
-def test_a_run_that_shares_with_nobody(clock: Clock) -> None:
-    with Memory(ceiling=5, clock=clock) as lease:
+def test_a_run_that_shares_with_nobody() -> None:
+    with Memory(ceiling=5) as lease:
         assert lease.refresh(demand=0, busy=0, parallel=8) == 5
         assert lease.refresh(demand=9, busy=0, parallel=3) == 3
         with lease.locked() as pace:
             pace.started += 1
         with lease.locked() as pace:
-            assert (pace.started, lease.others, lease.clock()) == (1, 0, clock.now)
+            assert (pace.started, lease.elsewhere) == (1, 0)

@@ -101,7 +101,7 @@ def test_trouble_at_the_gateway_pauses_growth_and_does_not_cut() -> None:
 
 def test_who_waits_for_a_slot_and_is_cancelled_leaves_it_to_others() -> None:
     async def main() -> int:
-        slots = Slots(ceiling=1, share=Memory(ceiling=1, clock=asyncio.get_running_loop().time))
+        slots = Slots(ceiling=1, share=Memory(ceiling=1))
         await slots.acquire()
         waiting = [asyncio.create_task(slots.acquire()) for _ in range(3)]
         await asyncio.sleep(0)

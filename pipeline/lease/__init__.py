@@ -35,7 +35,7 @@ class Lease:
     def __init__(self, path: Path, *, ceiling: int, clock: Callable[[], float]) -> None:
         self._path = path
         self._ceiling = ceiling
-        self.clock = clock
+        self._clock = clock
         self._others = 0
         self._elsewhere = 0
         self._file = self._enter()
@@ -62,7 +62,7 @@ class Lease:
             pace, others = file.read()
             if not (file.has_boot_id or others):  # nobody can tell whether its times are of this start of the machine
                 file.keep(without_times(pace))
-            file.keep(Member(seen=self.clock(), wanted=0, most=0, ceiling=self._ceiling, held=0))
+            file.keep(Member(seen=self._clock(), wanted=0, most=0, ceiling=self._ceiling, held=0))
         self._others = len(others)
         return file
 
@@ -86,7 +86,7 @@ class Lease:
         if self._file.is_deleted():
             self._file.close()
             self._file = self._enter()
-        now = self.clock()
+        now = self._clock()
         most = min(parallel, self._ceiling)
         wanted = min(max(demand, busy), most)
         me = Member(seen=now, wanted=wanted, most=most, ceiling=self._ceiling, held=busy)
@@ -144,13 +144,12 @@ class Lease:
 class Memory:
     """The same for a run that shares with nobody: ``--no-lease``, no lease to be had, tests in virtual time."""
 
-    others = 0
     elsewhere = 0
 
-    def __init__(self, *, ceiling: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, *, ceiling: int, pace: Pace | None = None) -> None:
+        """``pace`` is what is known of it already."""
         self._ceiling = ceiling
-        self.clock = clock
-        self._pace = Pace()
+        self._pace = pace or Pace()
 
     def refresh(self, *, demand: int, busy: int, parallel: int) -> int:
         """How many requests may be in flight: as many as this run knows of."""
