@@ -97,7 +97,6 @@ class Verdict:
     """``code`` is a short stable word (``error_code`` in the results), ``message`` is for people.
 
     ``retry_after_s``: how long the gateway asks to wait; None when it does not say, or says what is not so.
-    ``soon``: a THROTTLED for want of a parallel slot. One is free as soon as a call ends: wait 0.2 to 2 s, jittered.
     ``scope``: which limit a THROTTLED has met: the key's parallel slots, its requests or tokens a minute, or the
     model's own, which is everybody's ("" when not told).
     ``ambiguous``: the row or the gateway, only another request can tell. A TRANSIENT is the row's if a witness is
@@ -112,7 +111,6 @@ class Verdict:
     code: str = ""
     message: str = ""
     retry_after_s: float | None = None
-    soon: bool = False
     scope: Scope = ""
     ambiguous: bool = False
     recheck_s: float = 0.0

@@ -146,6 +146,17 @@ def test_retry_after_holds_everyone() -> None:
     assert [when for when in starts if 1.0 < when < 21.0] == [], "all four slots wait"
 
 
+@pytest.mark.parametrize("told", ["0", "-1", "Sun, 06 Nov 1994 08:49:37 GMT"])
+def test_a_retry_after_that_is_no_wait_is_no_leave_to_ask_without_end(told: str) -> None:
+    busy = error(429, "slow down", {"retry-after": told})
+
+    def drain(pool: Pool) -> None:
+        asyncio.get_running_loop().call_later(60, pool.drain)
+
+    _, script, *_ = work(lambda row, nth: busy, takes_s=0.01, during=drain)
+    assert len(script.sends) < 20
+
+
 def test_tokens_are_put_aside_by_estimate_and_settled_after() -> None:
     usage = {"prompt_tokens": 900, "completion_tokens": 100, "total_tokens": 1000}
     _, script, _, took = work(

@@ -75,7 +75,7 @@ UPSTREAM_BUSY = (
 LITELLM = {
     # the limits
     **{
-        f"429 {word}, told by {by}": (reply, verdict(THROTTLED, "rate_limited", soon=scope == "parallel", scope=scope))
+        f"429 {word}, told by {by}": (reply, verdict(THROTTLED, "rate_limited", scope=scope))
         for word, scope in (("max_parallel_requests", "parallel"), ("requests", "requests"), ("tokens", "tokens"))
         for by, reply in (
             ("both", limited(word)),
@@ -428,11 +428,11 @@ OPENAI = {
     ),
     "429 LiteLLM's slots": (
         error(429, "Rate limit exceeded for api_key: 3f. Limit type: max_parallel_requests. Current limit: 5"),
-        verdict(THROTTLED, "rate_limited", soon=True, scope="parallel"),
+        verdict(THROTTLED, "rate_limited", scope="parallel"),
     ),
     "429 parallel": (
         error(429, "Too many concurrent requests", type="requests"),
-        verdict(THROTTLED, "rate_limited", soon=True, scope="parallel"),
+        verdict(THROTTLED, "rate_limited", scope="parallel"),
     ),
     "429 bare": (answer(429, b""), verdict(THROTTLED, "rate_limited")),
     "429 no money": (error(429, "no", code="insufficient_quota"), verdict(FATAL, "budget_exceeded")),
@@ -590,7 +590,7 @@ def test_classify_never_raises(family: str, status: int, json: Any, headers: dic
     spoken = dialect(family)
     found = spoken.classify(reply)
     assert found.kind is Kind.OK or (found.code and found.message)
-    assert found.retry_after_s is None or 0 <= found.retry_after_s <= 3600
+    assert found.retry_after_s is None or 0 < found.retry_after_s <= 3600
     assert spoken.announced_limits(reply)
     assert spoken.request_id(reply) != ""
     if found.kind is Kind.OK:
@@ -602,8 +602,8 @@ def test_classify_never_raises(family: str, status: int, json: Any, headers: dic
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [
-        ("5", 5.0), ("0.25", 0.25), ("-3", 0.0), ("86400", 3600.0), ("nan", None), ("soon", None), ("", None),
-        ("Sun, 06 Nov 1994 08:49:37 GMT", 37.0), ("Sun, 06 Nov 1994 08:40:00 GMT", 0.0),
+        ("5", 5.0), ("0.25", 0.25), ("0", None), ("-3", None), ("86400", 3600.0), ("nan", None), ("soon", None), ("", None),
+        ("Sun, 06 Nov 1994 08:49:37 GMT", 37.0), ("Sun, 06 Nov 1994 08:40:00 GMT", None),
     ],
 )  # fmt: skip
 def test_retry_after(text: str, seconds: float | None) -> None:

@@ -107,7 +107,8 @@ def excerpt(reply: Reply) -> str:
 
 
 def retry_after(reply: Reply, header: str = "retry-after", *, now: float | None = None) -> float | None:
-    """Seconds the gateway asks to wait (a number or an HTTP date), at most an hour; None when it does not say."""
+    """Seconds the gateway asks to wait (a number or an HTTP date), at most an hour; None when it does not say, or says not
+    to wait: a clock that is off makes a date the past, and who asks again at once asks without end."""
     text = reply.headers.get(header)
     if text is None:
         return None
@@ -118,4 +119,4 @@ def retry_after(reply: Reply, header: str = "retry-after", *, now: float | None 
             seconds = email.utils.parsedate_to_datetime(text).timestamp() - (time.time() if now is None else now)
         except (ValueError, OverflowError):
             return None
-    return min(max(seconds, 0.0), MAX_RETRY_AFTER_S) if seconds == seconds else None
+    return min(seconds, MAX_RETRY_AFTER_S) if seconds > 0 else None

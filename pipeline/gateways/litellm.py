@@ -24,7 +24,7 @@ _FIELD_OF_LIMIT = (("max_parallel_requests", "parallel"), ("requests", "rpm"), (
 
 def _key_limit(word: str, scope: Scope) -> tuple[Rule, ...]:
     """A limit of the key. ``retry-after`` is a constant 60 there, even a second before the window ends: not heeded."""
-    means = Verdict(kind=Kind.THROTTLED, code="rate_limited", soon=scope == "parallel", scope=scope)
+    means = Verdict(kind=Kind.THROTTLED, code="rate_limited", scope=scope)
     told = Rule(statuses=frozenset({429}), heeds_retry_after=False, means=means)
     return (
         replace(told, header="rate_limit_type", header_is=word),

@@ -69,7 +69,7 @@ BASE_RULES = (
     Rule(  # before the rates: OpenAI's type for it is "requests", too
         statuses=frozenset({429}),
         contains=("parallel request", "parallel_request", "concurren", "Concurren"),
-        means=Verdict(kind=Kind.THROTTLED, code="rate_limited", soon=True, scope="parallel"),
+        means=Verdict(kind=Kind.THROTTLED, code="rate_limited", scope="parallel"),
     ),
     Rule(
         statuses=frozenset({429}),
