@@ -164,7 +164,7 @@ class Tally:
         if cost.amount is not None:
             self.cost[cost.unit] = self.cost.get(cost.unit, 0.0) + cost.amount
 
-    def snapshot(self, activity: Activity, *, state: str = "running") -> Snapshot:
+    def snapshot(self, activity: Activity) -> Snapshot:
         """Where the run stands now; rates are those of the last half minute."""
         now = time.monotonic()
         self._marks.append((now, self.sent, self.new_tokens))
@@ -177,7 +177,7 @@ class Tally:
         pending = max(self.total - done, 0)
         to_send = max(pending - self.copies, 0)
         return Snapshot(
-            state=state,
+            state="running",
             total=self.total,
             completed=self.completed,
             failed=self.failed,
