@@ -158,7 +158,7 @@ class Rates:
         if self._good_rpm is not None:
             pace.rpm, self._good_rpm = self._good_rpm, None
             self._quiet_s = min(2.0 * self._quiet_s, 16 * QUIET_S)
-        elif self._told_rpm is None and self._rpm is not None and self._poll_s == POLL_S:
+        elif self._rpm is not None and self._poll_s == POLL_S:
             pace.rpm = max(1.0, 0.95 * self._rpm)
         return f"the pace is {pace.rpm:.4g} a minute" if pace.rpm else "then one by one"
 

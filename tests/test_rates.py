@@ -109,6 +109,13 @@ def test_an_assumed_rate_that_is_too_much_is_no_knowledge() -> None:
     assert min(count for _, count in gateway.windows[1:-1]) == 20
 
 
+def test_a_told_rate_that_is_more_than_the_gateway_grants_comes_down() -> None:
+    gateway = Windows({0.0: 30})
+    windows(gateway, rows=600, slots=8, allowance=Allowance(rpm=40))
+    print(f"30 a minute and told 40: {len(gateway.refusals)} refused of 600")
+    assert len(gateway.refusals) <= 0.03 * 600
+
+
 def test_a_limit_that_falls_slows_the_run_down() -> None:
     gateway = Windows({0.0: 120, 300.0: 60})
     windows(gateway, rows=1200, slots=8)
