@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import time
-
 from pipeline.errors import IncompleteError, PipelineError, UsageError
 from pipeline.journal import Counts, Totals
-from pipeline.progress import duration, money
+from pipeline.progress import duration, money, outage
 from pipeline.reckoning import described
 from pipeline.records import Summary
 
@@ -76,12 +74,7 @@ def _failures(summary: Summary) -> list[str]:
 
 def _oddities(summary: Summary) -> list[str]:
     """What succeeded but deserves a look."""
-    lines = []
-    for started_at, ended_at, cause in summary.outages:
-        until = "still" if ended_at is None else f"for {duration(ended_at - started_at)}"
-        lines.append(
-            f"The gateway was away {until}, from {time.strftime('%H:%M:%S', time.localtime(started_at))} ({cause[:160]})"
-        )
+    lines = [outage(*told) for told in summary.outages]
     if summary.cut_off:
         lines.append(
             f"{summary.cut_off:,} answers were cut off by max_tokens (a higher one is another request for every row: it needs "

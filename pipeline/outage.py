@@ -95,6 +95,11 @@ class Spell:
     cause: str
     code: str
 
+    @property
+    def told(self) -> tuple[float, float | None, str]:
+        """Its beginning, end and cause, as a summary has them."""
+        return self.started_at, self.ended_at, self.cause
+
 
 class Outage:
     """``await gate()`` before every send; ``open`` on an OUTAGE verdict; ``blames_gateway`` before charging a row.

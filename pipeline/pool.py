@@ -112,6 +112,7 @@ class Pool:
             rpm=self._rates.rpm,
             paused_s=max(0.0, self._rates.paused_until - now),
             oldest_s=now - next(iter(self._in_flight.values()), now),
+            outages=[spell.told for spell in self.outages],
         )
 
     @property

@@ -24,7 +24,8 @@ class Activity:
     """What the pool is doing now. ``slots`` may be in flight; ``rpm`` is the pace, None when there is none.
 
     ``away_since`` (Unix seconds) and ``away`` (its cause) tell of an outage that lasts, ``paused_s`` how long the rate limit
-    holds everyone still, ``oldest_s`` how long the oldest request in flight takes already.
+    holds everyone still, ``oldest_s`` how long the oldest request in flight takes already. ``outages`` are those there were, as
+    in a ``Summary``.
     """
 
     busy: int = 0
@@ -36,6 +37,7 @@ class Activity:
     rpm: float | None = None
     paused_s: float = 0.0
     oldest_s: float = 0.0
+    outages: Sequence[tuple[float, float | None, str]] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +68,7 @@ class Snapshot:
     rpm: float | None
     eta_s: float | None
     doing: str
+    outages: Sequence[tuple[float, float | None, str]]
 
     @property
     def line(self) -> str:
@@ -77,7 +80,7 @@ class Snapshot:
             parts.append(f"{self.reused:,} reused")
         parts += [
             f"{self.rows_per_s:,.1f} rows/s",
-            f"{self.tokens:,} tokens",
+            f"{self.tokens:,} tokens ({self.tokens_per_s:,.0f}/s)",
             f"cost {money(self.cost, self.cost_unknown)}{self._projected}",
             f"{self.busy}/{self.slots} slots{'' if self.rpm is None else f' at {self.rpm:.4g}/min'}",
         ]
@@ -102,6 +105,12 @@ def money(cost: dict[str, float], unknown: int = 0) -> str:
 
 def _amount(amount: float) -> str:
     return f"{amount:,.2f}" if amount >= 100 or amount == 0 else f"{amount:,.4f}" if amount >= 0.01 else f"{amount:.7f}"
+
+
+def outage(started_at: float, ended_at: float | None, cause: str) -> str:
+    """An outage in a sentence."""
+    until = "still" if ended_at is None else f"for {duration(ended_at - started_at)}"
+    return f"The gateway was away {until}, from {time.strftime('%H:%M:%S', time.localtime(started_at))} ({cause[:160]})"
 
 
 def duration(seconds: float) -> str:
@@ -197,6 +206,7 @@ class Tally:
             rpm=activity.rpm,
             eta_s=self._eta(to_send, rate, activity),
             doing=_doing(to_send, activity),
+            outages=activity.outages,
         )
 
     def _eta(self, to_send: int, rate: float, activity: Activity) -> float | None:

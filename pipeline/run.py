@@ -163,7 +163,7 @@ class Run:
             spent=sent.spent,
             ledger=sent.ledger,
             trouble=sent.trouble,
-            outages=[(spell.started_at, spell.ended_at, spell.cause) for spell in sent.outages],
+            outages=[spell.told for spell in sent.outages],
             failures=reader.failures(space.journal.db) if totals.failed else [],
             served_models=reader.served_models(space.journal.db),
         )

@@ -103,10 +103,8 @@ class Sending:
                 self._check_hours()
                 connection = await self._connection(stack)
                 cleared = await self._signals.heard_in(self._clearing.cleared(connection))
-                if await self._waited():
-                    cleared = await self._signals.heard_in(
-                        self._clearing.cleared(connection)
-                    )  # hours later: key and prices may not be what they were
+                if await self._waited() or cleared.known.away is not None:  # hours later: key and prices may be others
+                    cleared = await self._signals.heard_in(self._clearing.cleared(connection))
             except PipelineError as exc:
                 return Sent(why=exc, outages=self._keep_outages([]))
             client = await stack.enter_async_context(Client(connection))
@@ -247,7 +245,9 @@ class Sending:
 
     def _snapshot(self, activity: Activity) -> Snapshot:
         """As the tally has it, and what is left laid into the hours: the closed ones count."""
-        snapshot, now = self._tally.snapshot(activity), self._wall_clock()
+        before = [spell.told for spell in self._clearing.outages]
+        snapshot = self._tally.snapshot(replace(activity, outages=[*before, *activity.outages]))
+        now = self._wall_clock()
         if snapshot.eta_s is None:
             return snapshot
         return replace(snapshot, eta_s=self._hours.finish(now, snapshot.eta_s)[0] - now)

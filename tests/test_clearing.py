@@ -14,6 +14,7 @@ from conftest import read_jsonl, write_jsonl
 
 import pipeline.patience
 from pipeline import Job, Summary, Wishes, run
+from pipeline.status import describe, status_of
 
 
 def free_port() -> int:
@@ -56,6 +57,7 @@ def test_prices_are_known_and_kept_to_although_the_run_began_in_an_outage(
     [(start, end, cause)] = summary.outages
     assert end is not None and 2 < end - start < 6
     assert cause.startswith("connect_failed")
+    assert "The gateway was away for" in describe(status_of(tmp_path / "out.jsonl.run"))
 
 
 def test_a_gateway_never_reached_is_given_up_and_one_that_was_is_bounded_by_the_job(

@@ -7,6 +7,7 @@ import random
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -484,6 +485,23 @@ def test_the_snapshot_tells_what_it_waits_for() -> None:
 
     work(lambda row, nth: reply(), rows=3, takes_s=412.0, during=look)
     assert seen == ["3 rows left, the oldest takes 0 s already", "3 rows left, the oldest takes 400 s already"]
+
+
+def test_the_snapshot_tells_of_an_outage_while_it_lasts_and_after() -> None:
+    seen: list[Any] = []
+
+    def look(pool: Pool) -> None:
+        loop = asyncio.get_running_loop()
+        for at in (10, 30):
+            loop.call_at(at, lambda: seen.append(Tally(total=9, completed=0, failed=0).snapshot(pool.activity).outages))
+
+    def away(row: int, nth: int) -> Reply:
+        return REFUSED if asyncio.get_running_loop().time() < 20 else reply()
+
+    work(away, rows=100, away=REFUSED, back_at=20.0, during=look)
+    [(_, lasts, cause)], [(_, ended, _)] = seen
+    assert (lasts, ended) == (None, 20.0)
+    assert cause.startswith("connect_failed")
 
 
 def test_one_of_several_models_that_is_away_does_not_hold_the_others() -> None:
