@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pipeline.errors import LeaseError
 from pipeline.job import Job
 from pipeline.lease import Lease, Memory, Pace, lease_name
-from pipeline.rates import Allowance, Rates
+from pipeline.rates import Allowance, Rates, least
 from pipeline.records import KeyInfo
 from pipeline.slots import Slots
 
@@ -81,12 +81,13 @@ def slots_of(job: Job, share: Lasting, key: KeyInfo, *, note: Tell) -> Slots:
 
 
 def rates_of(job: Job, share: Lasting, key: KeyInfo, *, note: Tell) -> Rates:
-    """The pace: what the job asks for, what the key is told to have, else what the preset assumes."""
-    gateway, assumed = job.gateway, job.preset.rpm
-    if gateway.rpm is not None or assumed is None:
-        rates = Rates(Allowance(rpm=gateway.rpm, tpm=gateway.tpm), share=share, note=note)
-    else:
-        rates = Rates(Allowance(rpm=assumed, tpm=gateway.tpm, assumed=True), share=share, note=note)
-    if key.rpm is not None or key.tpm is not None:
-        rates.announced(rpm=key.rpm, tpm=key.tpm)
-    return rates
+    """The pace."""
+    return Rates(allowance_of(job, key), share=share, note=note)
+
+
+def allowance_of(job: Job, key: KeyInfo) -> Allowance:
+    """What a run keeps to: the job's own rates and the key's, else what the preset assumes."""
+    rpm, tpm = least(job.gateway.rpm, key.rpm), least(job.gateway.tpm, key.tpm)
+    if rpm is None:
+        return Allowance(rpm=job.preset.rpm, tpm=tpm, assumed=True)
+    return Allowance(rpm=rpm, tpm=tpm)

@@ -130,7 +130,7 @@ class Rates:
 
     def announced(self, *, rpm: int | None, tpm: int | None) -> None:
         """The gateway tells the key's own limits; what the job asks for holds where it is less."""
-        told = Allowance(rpm=_least(self._told_rpm, rpm), tpm=_least(self._told.tpm, tpm))
+        told = Allowance(rpm=least(self._told_rpm, rpm), tpm=least(self._told.tpm, tpm))
         if (told.rpm, told.tpm) != (self._told_rpm, self._told.tpm):
             self._note(f"rates: the gateway says {rpm or 'any'} requests and {tpm or 'any'} tokens a minute")
             self._told, self._assumed = told, None
@@ -181,7 +181,7 @@ class Rates:
 
     def _go_by(self, learned: float | None) -> None:
         """Have the limiters go at the least of what is told and learned."""
-        rpm, tpm = _least(self._told_rpm, learned), self._told.tpm
+        rpm, tpm = least(self._told_rpm, learned), self._told.tpm
         if rpm != self._rpm:
             self._rpm = rpm
             self._requests = None if rpm is None else AsyncLimiter(1, SLACK * 60.0 / rpm)
@@ -258,6 +258,7 @@ def _learn(pace: Pace) -> None:
         pace.rpm = float(max(1, pace.started - pace.refused))
 
 
-def _least(one: float | None, other: float | None) -> float | None:
+def least(one: float | None, other: float | None) -> float | None:
+    """The smaller limit; None is no limit."""
     known = [value for value in (one, other) if value is not None]
     return min(known, default=None)

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.accounting import PriceOf
+from pipeline.flow import allowance_of
 from pipeline.guards import buys_again
 from pipeline.job import Job
 from pipeline.journal import Counts, Lock, history, reader
 from pipeline.jsonio import loads
-from pipeline.plan.finish import Finish, allowance_of, finish_of, needed
+from pipeline.plan.finish import Finish, finish_of, needed
 from pipeline.plan.forecast import NOTHING, Span
 from pipeline.plan.load import Load
 from pipeline.plan.survey import Survey, surveyed
@@ -144,7 +145,7 @@ class _Reckoning:
         stop = next((finding.exit_code for finding in self._findings if finding.level == "stop"), 0)
         return Plan(
             exit_code=stop, findings=self._findings, rows=counts.rows, succeeded=counts.succeeded, failed=counts.failed,
-            new=counts.new, changed=counts.changed, redo=counts.redo,  pending=counts.to_send,
+            new=counts.new, changed=counts.changed, redo=counts.redo, pending=counts.to_send,
             copies=counts.copies or sum(load.copies for load in self._loads.values()),
             copies_share=self._share_of_copies(), dedupe=self._job.request.dedupe, failing=self._survey.failing, slots=slots,
             measured_on=sum(load.prompt.rows for load in self._loads.values() if load.is_measured),

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.hours import Hours
-from pipeline.job import Job
 from pipeline.journal.history import Pace
 from pipeline.plan.forecast import Span
 from pipeline.rates import Allowance
-from pipeline.records import KeyInfo
 
 Bound = Literal["slots", "requests", "tokens"]
 
@@ -40,16 +38,6 @@ class Finish:
     openings: int
     by: float | None
     in_time: bool | None
-
-
-def allowance_of(job: Job, key: KeyInfo) -> Allowance:
-    """What a run keeps to: the job's own rates and the key's, or else what its gateway is known to grant."""
-    rpm = _least(job.gateway.rpm, key.rpm)
-    return Allowance(rpm=job.preset.rpm if rpm is None else rpm, tpm=_least(job.gateway.tpm, key.tpm))
-
-
-def _least(*limits: float | None) -> float | None:
-    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def needed(calls: float, tokens: Span, allowance: Allowance, *, slots: int, pace: Pace | None) -> Need | None:
