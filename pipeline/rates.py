@@ -237,8 +237,8 @@ class Rates:
         self._begun = 0
 
     async def _or_closed(self, waiting: Coroutine[Any, Any, None]) -> None:
-        turn = asyncio.ensure_future(waiting)
-        closing = asyncio.ensure_future(self._closing.wait())
+        turn = asyncio.create_task(waiting, name="turn")
+        closing = asyncio.create_task(self._closing.wait(), name="closing")
         try:
             await asyncio.wait({turn, closing}, return_when=asyncio.FIRST_COMPLETED)
         finally:

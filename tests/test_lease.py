@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 
 from pipeline import lease as module
 from pipeline.boot import boot_id
-from pipeline.flow import Lasting
+from pipeline.flow import Lasting, share_of
+from pipeline.job import Job
 from pipeline.lease import Lease, LeaseError, Memory, Pace, fair_shares, lease_name, state_folder, water_fill
 from pipeline.lease import file as lease_file
 from pipeline.lease import pace as lease_pace
@@ -555,6 +556,21 @@ def test_a_lease_that_fails_ends_but_not_the_run(broken: str, join: Callable[...
         assert other.others == 0
     assert len(said) == 1
     assert "No space left" in said[0]
+
+
+def test_a_run_without_a_lease_to_be_had_says_so_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PIPELINE_STATE_DIR", str(tmp_path / "file"))
+    settings = {
+        "input": str(tmp_path / "in.jsonl"), "output": str(tmp_path / "out.jsonl"), "model": "m",
+        "gateway": {"base_url": "http://127.0.0.1:1", "concurrency": "auto"}, "request": {"prompt": "{{ text }}"},
+    }  # fmt: skip
+    job = Job.load(None, overrides=settings)
+    said: list[str] = []
+    with closing(share_of(job, None, say=said.append)) as share:
+        assert share.refresh(demand=1, busy=0, parallel=job.concurrency) == job.preset.ceiling, "auto: all there may be"
+    assert len(said) == 1
+    assert "This run does not heed others with the same key" in said[0]
 
 
 def test_a_table_that_is_full_is_a_lease_error(join: Callable[..., Lease]) -> None:
