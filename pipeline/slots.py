@@ -14,7 +14,8 @@ from collections.abc import Callable
 from pipeline.lease import Share
 
 HOLD_S = 10.0  # after trouble at the gateway: no growth
-FIRST_TRY_S = 10.0  # after a cut: until one more is tried
+FIRST_TRY_S = 10.0  # after a cut: until one more is tried,
+TOLD_TRY_S = 1.0  # where the gateway tells of more: others have the rest, often what a killed run has left there
 MOST_TRY_S = 600.0
 
 
@@ -92,6 +93,7 @@ class Slots:
             key = pace.parallel or None
         if key not in (None, self._key):
             self._note(f"slots of this key: {self._key or 'not known'} -> {key}: another run with it has learned so")
+            self._try_at = asyncio.get_running_loop().time() + self._first_try_s
         self._key = key
         demand = min(self.busy + len(self._waiters), self._ceiling)
         parallel = self._ceiling if self._key is None else self._key
@@ -109,7 +111,7 @@ class Slots:
             self._successes += 1
             if self._successes >= self._limit:
                 self._rise()
-        elif self._cut_at > float("-inf") and now >= self._try_at:
+        elif now >= self._try_at:
             self._try_more(now)
 
     def refused(self, *, sent_at: float) -> None:
@@ -117,7 +119,8 @@ class Slots:
         now = asyncio.get_running_loop().time()
         if sent_at >= self._cut_at:  # else it was in flight already when the last cut was made: the same episode
             self._peak, self._refused = self.busy + self._share.elsewhere, 0
-            self._try_s = FIRST_TRY_S if self._cut_at == float("-inf") else min(2.0 * self._try_s, MOST_TRY_S)
+            first = self._cut_at == float("-inf")
+            self._try_s = self._first_try_s if first else min(2.0 * self._try_s, MOST_TRY_S)
             self._cut_at = now
         self._refused += 1
         self._try_at = now + self._try_s
@@ -139,6 +142,10 @@ class Slots:
     def _most(self) -> int:
         return self._ceiling if self._key is None else min(self._key, self._ceiling)
 
+    @property
+    def _first_try_s(self) -> float:
+        return FIRST_TRY_S if self._told is None else TOLD_TRY_S
+
     def _rise(self) -> None:
         limit, self._successes = min(2 * self._limit, self._most), 0
         self._note(f"slots: {self._limit} -> {limit}: answers come, and all of them are used")
@@ -149,7 +156,7 @@ class Slots:
         if self._key is None or self._key >= (self._told or self._ceiling):
             return
         if self._tried_at > self._cut_at:
-            self._try_s = FIRST_TRY_S  # the last one went well
+            self._try_s = self._first_try_s  # the last one went well
         self._tried_at, self._try_at = now, now + self._try_s
         self._learn(self._key + 1, "nothing was refused for a while: one more is tried")
 

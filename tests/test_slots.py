@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping
 
 import pytest
-from pools import Script, error, reply, work
+from pools import Kept, Script, error, feed, pool_of, reply, work
 from virtual import run_virtually
 
 from pipeline.gateways import LiteLLM
@@ -88,6 +88,31 @@ def test_an_announced_limit_is_never_passed(how: str) -> None:
         lambda row, nth: first if (row, nth) == (0, 1) else reply(headers=told), rows=200, slots=16, rising=True, dialect=LiteLLM()
     )  # fmt: skip
     assert script.most_busy == 5
+
+
+def test_slots_that_others_have_for_a_moment_are_back_soon_where_the_gateway_tells_of_them() -> None:
+    """A killed run's last requests, say, which go on at the gateway."""
+    notes: list[str] = []
+    told = {"x-ratelimit-api_key-limit-max_parallel_requests": "5"}
+    gateway = Narrow({0.0: 5, 10.0: 3, 11.0: 5}, takes_s=0.2)
+    gateway._answer = lambda row, nth: reply(headers=told)
+    work(lambda *_: reply(), rows=500, slots=16, rising=True, sender=gateway, dialect=LiteLLM(), note=notes.append)
+    assert "slots of this key: 4 -> 3: of 5 in flight 2 were refused" in notes, notes
+    assert len(gateway.refusals) <= 4
+    late = [when for when, _ in gateway.sends if 14 <= when < 18]
+    assert len(late) == pytest.approx(5 * 4 / 0.2, abs=5), "all five again, within three seconds"
+
+
+def test_a_limit_that_an_earlier_run_has_learned_is_tried_to_be_passed_too() -> None:
+    async def main() -> Narrow:
+        gateway = Narrow({0.0: 5})
+        share = Memory(ceiling=16, clock=asyncio.get_running_loop().time)
+        with share.locked() as pace:
+            pace.parallel = 2
+        await pool_of(gateway, Kept(), slots=16, rising=True, share=share).work(feed(200))
+        return gateway
+
+    assert run_virtually(main()).most_busy == 5
 
 
 def test_trouble_at_the_gateway_pauses_growth_and_does_not_cut() -> None:
