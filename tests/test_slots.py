@@ -106,7 +106,7 @@ def test_slots_that_others_have_for_a_moment_are_back_soon_where_the_gateway_tel
 def test_a_limit_that_an_earlier_run_has_learned_is_tried_to_be_passed_too() -> None:
     async def main() -> Narrow:
         gateway = Narrow({0.0: 5})
-        share = Memory(ceiling=16, clock=asyncio.get_running_loop().time)
+        share = Memory(ceiling=16)
         with share.locked() as pace:
             pace.parallel = 2
         await pool_of(gateway, Kept(), slots=16, rising=True, share=share).work(feed(200))
