@@ -63,7 +63,7 @@ class GatewayProber:
 
     async def reach(self) -> Verdict:
         """Whether anyone answers at all, by an unpaid call."""
-        reply = await self._sender.get(self._dialect.catalogue_path)
+        reply = await self._sender.get(self._dialect.probe_path)
         verdict = carefully(self._dialect.classify, reply)
         away = reply.failure is not None or reply.status >= 500 or verdict.kind is Kind.OUTAGE
         return verdict if away else Verdict(kind=Kind.OK)

@@ -125,6 +125,8 @@ class Slots:
         self._refused += 1
         self._try_at = now + self._try_s
         let_in = max(1, self._peak - self._refused)
+        with self._share.locked() as pace:
+            self._key = pace.parallel or None  # another run may just have learned of fewer
         if self._key is None or let_in < self._key:
             self._learn(let_in, f"of {self._peak} in flight {self._refused} were refused")
 

@@ -151,6 +151,7 @@ class OpenAI:
 
     rules: ClassVar[tuple[Rule, ...]] = BASE_RULES
     endpoints: ClassVar[frozenset[str]] = frozenset({CHAT, COMPLETIONS, EMBEDDINGS})
+    probe_path: ClassVar[str] = "/models"  # the cheapest unpaid call: is anybody there?
     catalogue_path: ClassVar[str] = "/models"
     usable_path: ClassVar[str | None] = None  # what this key may use, where the catalogue has more
     key_path: ClassVar[str | None] = None
