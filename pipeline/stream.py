@@ -42,49 +42,52 @@ class Assembly:
         lines = b"".join([*self._rest, ended]).split(b"\n")
         self._rest = [rest]
         for line in lines:
-            if line.startswith(b"data:"):
-                self._event(line[5:].strip())
+            if line[:5] == b"data:":
+                self._event(line[5:])
 
     def _event(self, data: bytes) -> None:
-        if data == b"[DONE]":
+        if data.strip() == b"[DONE]":
             self.done = True
             return
-        chunk = loads(data)
+        chunk = loads(data, exact=False)
         if not isinstance(chunk, dict):
             raise ValueError("an event of the stream is no JSON object")
-        error = chunk.get("error")
-        if error:
+        if error := chunk.get("error"):
             self.error = error if isinstance(error, dict) else {"message": text_or_json(error)}
             return
         if not self._head:
             self._head = {
                 name: chunk[name] for name in ("id", "created", "model", "system_fingerprint") if name in chunk
             }
-        if isinstance(usage := chunk.get("usage"), dict):
+        if (usage := chunk.get("usage")) is not None and isinstance(usage, dict):
             self._usage = usage
         for choice in chunk.get("choices") or ():
             self._add(choice)
 
     def _add(self, piece: dict[str, Any]) -> None:
-        index = piece.get("index", 0)
-        if type(index) is not int or index < 0:
-            raise ValueError("a choice of the stream has no number")
-        choice = self._choices.get(index)
-        if choice is None:
-            choice = self._choices[index] = {"index": index, "message": {"role": "assistant"}, "finish_reason": None}
-        delta = piece.get("delta") or {}
+        choice = self._choices.get(piece.get("index", 0)) or self._new_choice(piece.get("index", 0))
         message = choice["message"]
-        for name, value in delta.items():
+        for name, value in (piece.get("delta") or {}).items():
             if value is None or name == "role":
                 continue
-            if name == "tool_calls":
+            if type(value) is str:
+                parts = message.get(name)
+                if parts is None:
+                    message[name] = [value]
+                else:
+                    parts.append(value)
+            elif name == "tool_calls":
                 _add_tool_calls(message.setdefault("tool_calls", []), value)
-            elif isinstance(value, str):
-                message.setdefault(name, []).append(value)
             else:
                 message[name] = value
-        if piece.get("finish_reason") is not None:  # LiteLLM's usage chunk comes after it, without one
-            choice["finish_reason"] = piece["finish_reason"]
+        if (reason := piece.get("finish_reason")) is not None:  # LiteLLM's usage chunk comes after it, without one
+            choice["finish_reason"] = reason
+
+    def _new_choice(self, index: Any) -> dict[str, Any]:
+        if type(index) is not int or index < 0:
+            raise ValueError("a choice of the stream has no number")
+        choice = {"index": index, "message": {"role": "assistant"}, "finish_reason": None}
+        return self._choices.setdefault(index, choice)
 
     @property
     def complete(self) -> bool:
