@@ -6,7 +6,7 @@ REAL := .venv-litellm
 LITELLM_PACKAGE ?= litellm[proxy]
 .DEFAULT_GOAL := help
 
-.PHONY: help setup demo test test-fast test-real lint clean
+.PHONY: help setup demo test test-fast test-real bench bench-check lint clean
 
 help:  ## say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -52,6 +52,12 @@ test-real: $(VENV)/.test $(REAL)/.ready  ## against a real LiteLLM proxy, instal
 	else \
 	  echo "**** SKIPPED: no test against a real LiteLLM proxy, for pip could not install $(LITELLM_PACKAGE) ****"; \
 	fi
+
+bench: $(VENV)/.test  ## measure the engine's own cost (20 minutes), into benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/bench.py --results benchmarks/RESULTS.md
+
+bench-check: $(VENV)/.test  ## the ratios again on fewer rows (2 minutes): none may be under 0.8 of the last results
+	$(BIN)/python benchmarks/bench.py B1 B3 B8 B9 --small --rounds 3 --check benchmarks/RESULTS.md
 
 clean:  ## take away what was made here, results of the demo included
 	rm -rf $(VENV) $(REAL) runs build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -106,6 +106,8 @@ def _tojson(value: Any, indent: int | None = None) -> str:
 
 def _with_nulls(value: Any, name: str) -> Any:
     """Null wherever there is None, however deep: ``{{ s.a|upper }}`` must not write NONE."""
+    if type(value) is str:
+        return value
     if value is None:
         return Null(name=name)
     if isinstance(value, dict):
