@@ -93,7 +93,15 @@ class Clearing:
 
     async def _asked(self, connection: Connection) -> Preflight:
         known = await preflight_of(self._space, connection, reached=self._reached)
+        if known.odd is not None and self._needs_listed_prices:
+            known = replace(known, away=known.odd)
         return known.waiting_for_budget if self._job.limits.on_budget == "wait" else known
+
+    @property
+    def _needs_listed_prices(self) -> bool:
+        """A limit in money cannot be kept without them: a page in place of the list is then waited out, like an outage."""
+        limits, own = self._job.limits, self._job.prices
+        return (limits.max_cost or limits.max_cost_total) is not None and self._job.model not in own
 
     async def _until_there(self, connection: Connection, away: Verdict, spell: Spell) -> Preflight:
         """Prices are asked for once, so a run that begins in an outage does not begin before it has ended."""

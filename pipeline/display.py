@@ -13,6 +13,8 @@ from pipeline.progress import Snapshot
 
 LINE_EVERY_S = 30.0
 LOG_FILE = "run.log"
+BAR = "{percentage:3.0f}%|{bar:16}| {desc}"
+BAR_COLUMNS = 24  # those of BAR, without what it says, and the last, which stays free
 
 
 class Display(Protocol):
@@ -75,13 +77,21 @@ class Bar:
             self._bar = self._tqdm(
                 total=snapshot.total,
                 file=self._stream,
-                bar_format="{l_bar}{bar:20}| {desc}",
-                dynamic_ncols=True,
+                bar_format=BAR,
+                nrows=2,  # else a terminal that does not tell its size is taken for one without lines, and gets nothing
                 leave=False,
             )
+        columns = self._columns
+        self._bar.ncols = columns - 1
         self._bar.n = snapshot.completed + snapshot.failed
-        self._bar.bar_format = "{percentage:3.0f}%|{bar:16}| {desc}"
-        self._bar.set_description_str(snapshot.line, refresh=True)
+        self._bar.set_description_str(snapshot.fitting(columns - BAR_COLUMNS), refresh=True)
+
+    @property
+    def _columns(self) -> int:
+        try:
+            return os.get_terminal_size(self._stream.fileno()).columns or 80
+        except (OSError, ValueError):  # ValueError: a stream without a number, as in a test
+            return 80
 
     def say(self, text: str) -> None:
         """Print a sentence above the bar."""

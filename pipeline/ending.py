@@ -24,7 +24,7 @@ def last_words(summary: Summary, *, again: str) -> str:
         if summary.trouble:
             lines.append(f"Last trouble: {summary.trouble}")
         lines.append(f"Left: {summary.pending:,} rows. What is done is kept in {summary.run_folder}")
-        lines.append(f"Go on with: {again}")
+        lines.append(f"{'Go' if summary.exit_code in (75, 130) else 'Mend that, then go'} on with: {again}")
         lines.append(f"Look at what is there: pipeline export {summary.run_folder} --partial -o partial.jsonl")
     return "\n".join(lines)
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from pipeline.display import Display
@@ -13,6 +17,8 @@ from pipeline.records import Summary
 from pipeline.run import Run
 from pipeline.signals import Signals
 from pipeline.wishes import Wishes
+
+Main = Callable[[Signals], Coroutine[Any, Any, Summary]]
 
 
 async def arun(
@@ -35,14 +41,13 @@ def run(
 ) -> Summary:
     """Run or resume a job to its end and sum it up; the same call again resumes.
 
-    Where a loop is running already (Jupyter) it works in a thread of its own. On the main thread SIGINT and SIGTERM
-    drain, a second one cuts off. Raises ``PipelineError`` for what stops it before anything is sent; what stops it later
+    Where a loop is running already (Jupyter) it works in a thread of its own. SIGINT (the notebook's stop button, too), SIGTERM
+    and SIGHUP drain, a second one cuts off. Raises ``PipelineError`` for what stops it before anything is sent; what stops it later
     is in the summary's ``exit_code`` and ``reason``.
     """
 
-    async def main() -> Summary:
-        with Signals.installed() as signals:
-            return await Run(job, wishes or Wishes(), display=display, confirm=confirm, signals=signals).live()
+    async def main(signals: Signals) -> Summary:
+        return await Run(job, wishes or Wishes(), display=display, confirm=confirm, signals=signals).live()
 
     try:
         asyncio.get_running_loop()
@@ -51,31 +56,44 @@ def run(
     return _in_thread(main)
 
 
-def _run_loop(main: Callable[[], Coroutine[Any, Any, Summary]]) -> Summary:
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(main())
+def _run_loop(main: Main) -> Summary:
+    async def body() -> Summary:
+        with Signals.installed() as signals:
+            return await main(signals)
+
+    with _runner() as runner:
+        return runner.run(body())
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def _runner() -> asyncio.Runner:
     try:
         import uvloop
     except ImportError:
-        return None
-    return uvloop.new_event_loop
+        return asyncio.Runner()
+    return asyncio.Runner(loop_factory=uvloop.new_event_loop)
 
 
-def _in_thread(main: Callable[[], Coroutine[Any, Any, Summary]]) -> Summary:
-    box: list[Summary | BaseException] = []
+def _in_thread(main: Main) -> Summary:
+    """A Ctrl-C here, which is how a notebook's stop button comes, is passed on to the run there, and its end awaited."""
+    ended: Future[Summary] = Future()
+    started: Future[Callable[[], object]] = Future()
 
-    def body() -> None:
+    async def body() -> Summary:
+        signals = Signals()
+        started.set_result(partial(asyncio.get_running_loop().call_soon_threadsafe, signals.receive, signal.SIGINT))
+        return await main(signals)
+
+    def work() -> None:
         try:
-            box.append(_run_loop(main))
+            with _runner() as runner:
+                ended.set_result(runner.run(body()))
         except BaseException as exc:  # noqa: BLE001 - carried over to the caller's thread, nothing is swallowed
-            box.append(exc)
+            ended.set_exception(exc)
 
-    thread = threading.Thread(target=body, name="pipeline-run")
-    thread.start()
-    thread.join()
-    if isinstance(box[0], BaseException):
-        raise box[0]
-    return box[0]
+    threading.Thread(target=work, name="pipeline-run").start()
+    while True:
+        try:
+            return ended.result()
+        except KeyboardInterrupt:
+            with suppress(RuntimeError):  # its loop is closed: it has ended meanwhile
+                started.result()()

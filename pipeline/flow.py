@@ -25,6 +25,11 @@ class Lasting:
         self._pace = Pace()  # as it was last
 
     @property
+    def others(self) -> int:
+        """Other runs of the key that live."""
+        return self._share.others
+
+    @property
     def elsewhere(self) -> int:
         """Requests that the other runs of the key have in flight at the most."""
         return self._share.elsewhere

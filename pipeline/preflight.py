@@ -41,12 +41,13 @@ class Finding:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preflight:
     """What was found out. ``models`` are those this key may ask, by name, where the gateway lists them; ``away``: nothing
-    is known, for the gateway does not answer now."""
+    is known, for the gateway does not answer now; ``odd``: it answers, but not with a list."""
 
     findings: tuple[Finding, ...] = ()
     models: dict[str, ModelInfo] = field(default_factory=dict)
     key: KeyInfo | None = None
     away: Verdict | None = None
+    odd: Verdict | None = None
 
     @property
     def error(self) -> PipelineError | None:
@@ -81,7 +82,9 @@ async def preflight(
     async with Client(unpaid(connection, dialect)) as client:
         await asking.ask(client)
     asking.judge(model, endpoint)
-    return Preflight(findings=tuple(asking.findings), models=asking.models, key=asking.key, away=asking.away)
+    return Preflight(
+        findings=tuple(asking.findings), models=asking.models, key=asking.key, away=asking.away, odd=asking.odd
+    )
 
 
 async def preflight_of(space: Workspace, connection: Connection, *, reached: bool = False) -> Preflight:
@@ -138,6 +141,7 @@ class _Asking:
         self.models: dict[str, ModelInfo] = {}
         self.key: KeyInfo | None = None
         self.away: Verdict | None = None
+        self.odd: Verdict | None = None
 
     async def ask(self, client: Client) -> None:
         """The list of what this key may use is the door: who is refused there is refused. The rest is welcome, not needed."""
@@ -172,12 +176,12 @@ class _Asking:
         if verdict.kind is Kind.FATAL:
             self._refuse(verdict)
         elif verdict.kind is not Kind.REJECTED:
-            if (
-                verdict.kind is Kind.OUTAGE and reply.status != 200
-            ):  # else only the list may be odd: the first row tells
+            if verdict.kind is Kind.OUTAGE and reply.status == 200:  # only the list may be odd: the first row tells
+                self.odd = verdict
+            elif verdict.kind is Kind.OUTAGE:
                 self.away = verdict
             self._say(
-                "warn", f"the gateway cannot be asked now ({verdict.code}): {verdict.message}. A run waits for it"
+                "warn", f"the gateway cannot be asked now ({verdict.code}); a run waits for it: {verdict.message}"
             )
         return verdict.kind is Kind.REJECTED
 

@@ -16,6 +16,7 @@ from pipeline.errors import IncompleteError
 from pipeline.records import Attempt, Cost, Outcome
 
 RATE_WINDOW_S = 30.0
+LEAST_WINDOW_S = 5.0  # what a run did before that, while it begins with one request, says nothing about the rest
 STATUS_FILE = "status.json"
 
 
@@ -73,22 +74,39 @@ class Snapshot:
     @property
     def line(self) -> str:
         """The snapshot in one line."""
-        parts = [f"{self.completed + self.failed:,}/{self.total:,} rows"]
-        if self.failed:
-            parts.append(f"{self.failed:,} failed")
-        if self.reused:
-            parts.append(f"{self.reused:,} reused")
-        parts += [
-            f"{self.rows_per_s:,.1f} rows/s",
-            f"{self.tokens:,} tokens ({self.tokens_per_s:,.0f}/s)",
-            f"cost {money(self.cost, self.cost_unknown)}{self._projected}",
-            f"{self.busy}/{self.slots} slots{'' if self.rpm is None else f' at {self.rpm:.4g}/min'}",
-        ]
-        if self.eta_s is not None and self.pending:
-            parts.append(f"{duration(self.eta_s)} left")
+        return ", ".join([*self._counts, *self._figures, *filter(None, [self.doing])])
+
+    def fitting(self, columns: int) -> str:
+        """As much of it as ``columns`` hold, what matters most first: trouble, time left, ...; no figure is cut in two."""
+        parts = self._counts
         if self.doing:
-            parts.append(self.doing)
+            text = ", ".join([*parts, self.doing])
+            return text if len(text) <= columns else f"{text[: max(columns - 3, 0)]}..."
+        for figure in self._figures:
+            if len(", ".join([*parts, figure])) > columns:
+                break
+            parts.append(figure)
         return ", ".join(parts)
+
+    @property
+    def _counts(self) -> list[str]:
+        counts = [f"{self.completed + self.failed:,}/{self.total:,} rows"]
+        if self.failed:
+            counts.append(f"{self.failed:,} failed")
+        if self.reused:
+            counts.append(f"{self.reused:,} reused")
+        return counts
+
+    @property
+    def _figures(self) -> list[str]:
+        left = [f"{duration(self.eta_s)} left"] if self.eta_s is not None and self.pending else []
+        return [
+            *left,
+            f"{self.rows_per_s:,.1f} rows/s",
+            f"{self.busy}/{self.slots} slots{'' if self.rpm is None else f' at {number(self.rpm)}/min'}",
+            f"cost {money(self.cost, self.cost_unknown)}{self._projected}",
+            f"{self.tokens:,} tokens ({self.tokens_per_s:,.0f}/s)",
+        ]
 
     @property
     def _projected(self) -> str:
@@ -107,10 +125,20 @@ def _amount(amount: float) -> str:
     return f"{amount:,.2f}" if amount >= 100 or amount == 0 else f"{amount:,.4f}" if amount >= 0.01 else f"{amount:.7f}"
 
 
+def number(value: float) -> str:
+    """``0.5``, ``27.3``, ``12,000``: never with an exponent."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def in_one_line(text: str, most: int) -> str:
+    """What a gateway says may have many lines, and be long."""
+    return " ".join(text.split())[:most]
+
+
 def outage(started_at: float, ended_at: float | None, cause: str) -> str:
     """An outage in a sentence."""
-    until = "still" if ended_at is None else f"for {duration(ended_at - started_at)}"
-    return f"The gateway was away {until}, from {time.strftime('%H:%M:%S', time.localtime(started_at))} ({cause[:160]})"
+    was = "is still away, since" if ended_at is None else f"was away for {duration(ended_at - started_at)}, from"
+    return f"The gateway {was} {time.strftime('%H:%M:%S', time.localtime(started_at))} ({in_one_line(cause, 160)})"
 
 
 def duration(seconds: float) -> str:
@@ -204,7 +232,7 @@ class Tally:
             busy=activity.busy,
             waiting=activity.waiting,
             rpm=activity.rpm,
-            eta_s=self._eta(to_send, rate, activity),
+            eta_s=self._eta(to_send, rate, activity) if span >= LEAST_WINDOW_S or not to_send else None,
             doing=_doing(to_send, activity),
             outages=activity.outages,
         )
@@ -221,10 +249,10 @@ class Tally:
 
 
 def _doing(to_send: int, activity: Activity) -> str:
-    trouble = (activity.trouble or "")[:240]
+    trouble = in_one_line(activity.trouble or "", 240)
     if activity.away_since is not None:
         clock = time.strftime("%H:%M:%S", time.localtime(activity.away_since))
-        return f"waiting since {clock} for the gateway ({activity.away[:240]})"
+        return f"waiting since {clock} for the gateway ({in_one_line(activity.away, 240)})"
     if activity.paused_s > 0:
         return f"the rate limit is used up: all wait {activity.paused_s:.0f} s ({trouble})"
     if 0 < to_send <= activity.busy + activity.waiting:

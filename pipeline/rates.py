@@ -15,6 +15,7 @@ from typing import Any
 from aiolimiter import AsyncLimiter
 
 from pipeline.lease import Pace, Share
+from pipeline.progress import number
 
 WINDOW_S = 60.0
 MARGIN_S = 1.0  # a request reaches the gateway later than it was sent
@@ -91,7 +92,7 @@ class Rates:
         before = self._rpm
         self._go_by(rpm or self._assumed)
         if self._rpm not in (None, before):
-            self._note(f"rates: {self._rpm:.4g} requests a minute, as the runs of this key have learned")
+            self._note(f"rates: {number(self._rpm)} requests a minute, as the runs of this key have learned")
 
     # what came of requests
 
@@ -160,14 +161,16 @@ class Rates:
             self._quiet_s = min(2.0 * self._quiet_s, 16 * QUIET_S)
         elif self._rpm is not None and self._poll_s == POLL_S:
             pace.rpm = max(1.0, 0.95 * self._rpm)
-        return f"the pace is {pace.rpm:.4g} a minute" if pace.rpm else "then one by one"
+        return f"the pace is {number(pace.rpm)} a minute" if pace.rpm else "then one by one"
 
     def _try_more(self, now: float) -> None:
         if self._rpm is None:
             return
         self._good_rpm, self._quiet_since = self._rpm, now
         more = self._rpm * (1.0 + self._step)
-        self._note(f"rates: {self._rpm:.4g} -> {more:.4g} a minute: nothing was refused for {self._quiet_s:.0f} s")
+        self._note(
+            f"rates: {number(self._rpm)} -> {number(more)} a minute: nothing was refused for {self._quiet_s:.0f} s"
+        )
         self._step = min(1.0, 2.0 * self._step)
         with self._share.locked() as pace:
             pace.rpm = more

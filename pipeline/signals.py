@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a run meets them: the first one drains, the second one cuts off."""
+"""SIGINT, SIGTERM and SIGHUP (the terminal is gone) as a run meets them: the first one drains, the second one cuts off."""
 
 from __future__ import annotations
 
@@ -26,18 +26,24 @@ class Signals:
     @classmethod
     @contextmanager
     def installed(cls) -> Iterator[Signals]:
-        """Handle both signals while the block runs; only the main thread can, elsewhere they stay as they are."""
+        """Handle them while the block runs; only the main thread can, elsewhere they stay as they are.
+
+        A SIGHUP that is ignored stays so: that is what `nohup` is for.
+        """
         signals = cls()
         if threading.current_thread() is not threading.main_thread():
             yield signals
             return
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        handled = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            handled.append(signal.SIGHUP)
+        for number in handled:
             loop.add_signal_handler(number, signals.receive, number)
         try:
             yield signals
         finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in handled:
                 loop.remove_signal_handler(number)
 
     @property
@@ -62,7 +68,7 @@ class Signals:
             if number == signal.SIGINT:
                 self.error = InterruptedRunError("interrupted (Ctrl-C)")
             else:
-                self.error = IncompleteError("stopped by SIGTERM")
+                self.error = IncompleteError(f"stopped by {signal.Signals(number).name}")
         if self._actions:
             self._actions[min(self._came, len(self._actions)) - 1]()
 

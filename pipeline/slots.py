@@ -40,6 +40,7 @@ class Slots:
         self._limit = min(first, ceiling)  # of this run, while it rises
         self._key: int | None = None  # of all runs of the key together: announced, or learned from refusals
         self._told: int | None = None
+        self._others = 0
         self._granted = self._limit
         self.busy = 0
         self._waiters: deque[asyncio.Future[None]] = deque()
@@ -98,6 +99,9 @@ class Slots:
         demand = min(self.busy + len(self._waiters), self._ceiling)
         parallel = self._ceiling if self._key is None else self._key
         self._granted = self._share.refresh(demand=demand, busy=self.busy, parallel=parallel)
+        if self._share.others != self._others:
+            self._others = self._share.others
+            self._note(f"other runs with this key on this machine: {self._others}; slots and pace are shared among all")
         self._let_in()
 
     # what came of requests

@@ -44,7 +44,7 @@ class ShownRow:
         tokens = f"{_count(self.prompt_tokens)} + {_count(self.completion_tokens)} tokens"
         cost = "cost unknown" if self.cost is None else money({self.cost_unit or "USD": self.cost})
         answer = self.content if self.error is None else f"FAILED {self.error}"
-        return f"--- {self.custom_id} ---\n{prompt}\n=> {answer}\n   ({tokens}, {cost}, {self.finish_reason})\n"
+        return f"--- {self.custom_id} ---\n{prompt}\n=> {answer}\n   ({', '.join(filter(None, [tokens, cost, self.finish_reason]))})\n"
 
 
 def _said(content: Any) -> Any:

@@ -95,7 +95,10 @@ def test_a_run_waits_for_its_window_and_says_so(bench: Bench) -> None:
     assert "waiting: the window 20:00-06:00 opens at 20:00" in seen.texts
 
 
-def test_a_window_that_closes_in_the_middle(bench: Bench, serve: Callable[..., Server]) -> None:
+def test_a_window_that_closes_in_the_middle(
+    bench: Bench, serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.progress.LEAST_WINDOW_S", 0.0)
     bench.server = serve("--latency", "1.0")
     bench.settings |= {"gateway.base_url": bench.server.url, "gateway.concurrency": 4}
     bench.write(ROWS)

@@ -413,7 +413,8 @@ def test_the_words_and_the_way_to_100_percent(bench: Bench, pipeline: Pipeline) 
     assert pipeline("verify", "out.jsonl").code == 0
 
 
-def test_copies_take_no_time_and_are_counted_when_they_are_there() -> None:
+def test_copies_take_no_time_and_are_counted_when_they_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.progress.LEAST_WINDOW_S", 0.0)
     tally = Tally(total=100, completed=0, failed=0, copies=60, cost={"USD": 0.0})
     tally.snapshot(Activity())
     tally.completed = tally.sent = 20

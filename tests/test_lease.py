@@ -594,13 +594,22 @@ def test_folder_and_file_are_private(tmp_path: Path) -> None:
 
 
 def test_one_key_is_one_lease_under_all_names_of_its_gateway(monkeypatch: pytest.MonkeyPatch) -> None:
-    name = lease_name("sk-SECRET", "https://api.cborg.lbl.gov")
-    assert name == lease_name("sk-SECRET", "https://api-local.cborg.lbl.gov/v1")
-    assert name != lease_name("sk-OTHER", "https://api.cborg.lbl.gov")
+    name = lease_name("sk-SECRET-0123456789", "https://api.cborg.lbl.gov")
+    assert name == lease_name("sk-SECRET-0123456789", "https://api-local.cborg.lbl.gov/v1")
+    assert name != lease_name("sk-OTHER-0123456789", "https://api.cborg.lbl.gov")
     assert name.isalnum()
     assert "SECRET" not in name
     monkeypatch.setattr("socket.gethostname", lambda: "another")
-    assert name != lease_name("sk-SECRET", "https://api.cborg.lbl.gov"), "a home may be shared, a clock is not"
+    assert name != lease_name("sk-SECRET-0123456789", "https://api.cborg.lbl.gov"), (
+        "a home may be shared, a clock is not"
+    )
+
+
+def test_a_placeholder_is_no_account_that_servers_share() -> None:
+    """Many servers take any key: `EMPTY` for two of them, or `none` for CBorg's and Lumen's simulators, is not one key."""
+    one = lease_name("EMPTY", "http://gpu7:8000/v1")
+    assert one == lease_name("EMPTY", "http://gpu7:8000/")
+    assert one not in (lease_name("EMPTY", "http://gpu8:8000/v1"), lease_name("none", "http://gpu7:8000/v1"))
 
 
 def test_without_a_key_the_server_is_the_lease() -> None:

@@ -53,4 +53,4 @@ def test_a_gateway_that_was_never_there_is_told_at_the_end(bench: Bench) -> None
     )  # fmt: skip
     text = last_words(summary, again="pipeline run x")
     assert "Last trouble: connect_failed: cannot connect" in text
-    assert "The gateway was away still, from" in text
+    assert "The gateway is still away, since" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,21 @@ def test_lumen_stops(tmp_path: Path, replies: dict[str, Canned], model: str, cod
         summary = ran(tmp_path, server.url, "lumen", model)
     assert (summary.exit_code, summary.pending, server.paid) == (code, 1, 0), summary.reason
     assert words in summary.reason
+
+
+def test_a_page_in_place_of_the_prices_is_waited_out_where_a_limit_needs_them(tmp_path: Path) -> None:
+    """A captive portal or a maintenance page: it was taken for a job without a price, exit 2, which cron does not repeat."""
+    settings = {"limits.max_cost": 1.0, "gateway.lease": False}
+    page: Canned = (200, b"<html>sign in</html>")
+    with canned(litellm(models=page)) as server:
+        priced = {"prices": {"lab/priced": {"input_per_million": 1.0, "output_per_million": 1.0}}}
+        assert ran(tmp_path / "own", server.url, "litellm", "lab/priced", **settings, **priced).exit_code == 0
+        timer = threading.Timer(1.5, server.replies.update, [litellm()])
+        timer.start()
+        summary = ran(tmp_path / "listed", server.url, "litellm", "lab/priced", **settings)
+        timer.join()
+    assert (summary.exit_code, summary.completed) == (0, 1), summary.reason
+    assert [cause.partition(":")[0] for *_, cause in summary.outages] == ["html_reply"]
 
 
 def test_a_model_for_the_other_endpoint(tmp_path: Path) -> None:

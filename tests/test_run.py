@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from conftest import Bench, Pipeline, Server, clean_environment, write_jsonl
 from pipeline import Job, arun, run
 from pipeline.journal import Lock
 
+MAIN = "from pipeline.cli import main; main()"
 ROWS = [{"id": f"r{n}", "text": f"row {n}"} for n in range(60)]
 
 
@@ -45,7 +47,10 @@ def _wait_for(server: Server, requests: int) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize(("number", "code", "words"), [(signal.SIGTERM, 75, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C")])
+@pytest.mark.parametrize(
+    ("number", "code", "words"),
+    [(signal.SIGTERM, 75, "SIGTERM"), (signal.SIGHUP, 75, "SIGHUP"), (signal.SIGINT, 130, "Ctrl-C")],
+)
 def test_the_first_signal_drains(
     tmp_path: Path, serve: Callable[..., Server], number: signal.Signals, code: int, words: str
 ) -> None:
@@ -119,6 +124,76 @@ def test_run_works_inside_a_running_loop_as_in_a_notebook(bench: Bench) -> None:
         return first.sent, second.sent
 
     assert asyncio.run(cell()) == (5, 0)
+
+
+def test_a_closed_terminal_drains(tmp_path: Path, serve: Callable[..., Server]) -> None:
+    """One that tells no size, and then is gone: the bar was not drawn, and what was in flight was lost."""
+    server = serve("--latency", "0.4")
+    write_jsonl(tmp_path / "in.jsonl", ROWS)
+    ours, theirs = pty.openpty()
+    words = [
+        "run",
+        "-i",
+        "in.jsonl",
+        "-o",
+        "out.jsonl",
+        "--base-url",
+        server.url,
+        "-m",
+        "m",
+        "-p",
+        "{{ text }}",
+        "-c",
+        "4",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", f"import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n{MAIN}", *words],
+        cwd=tmp_path, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, env=clean_environment(),
+    )  # fmt: skip
+    os.close(theirs)
+    seen = b""
+    while b" rows/s" not in seen:
+        seen += os.read(ours, 10_000)
+    _wait_for(server, 4)
+    os.close(ours)
+    assert process.wait(timeout=20) == 75
+    status = orjson.loads((tmp_path / "out.jsonl.run" / "status.json").read_bytes())
+    assert (status["reason"], status["completed"]) == ("stopped by SIGHUP", server.ledger()["totals"]["requests"])
+
+
+NOTEBOOK = """
+import asyncio, signal, sys
+from pipeline import Job, run
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as a notebook's kernel has it while a cell works
+
+async def cell():
+    summary = run(Job.load("job.toml"))
+    print(summary.exit_code, summary.reason, summary.pending, run(Job.load("job.toml")).completed, sep=", ")
+
+asyncio.new_event_loop().run_until_complete(cell())
+"""
+
+
+def test_a_notebooks_stop_button_drains_the_run(tmp_path: Path, serve: Callable[..., Server]) -> None:
+    """It worked on in its thread, paying, while the cell looked stopped and the next one met its lock."""
+    server = serve("--latency", "0.2")
+    write_jsonl(tmp_path / "in.jsonl", ROWS[:20])
+    (tmp_path / "job.toml").write_text(
+        f'model = "m"\n[gateway]\nbase_url = "{server.url}"\nconcurrency = 4\n[input]\npath = "in.jsonl"\n'
+        '[request]\nprompt = "{{ text }}"\n[output]\npath = "out.jsonl"\n'
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", NOTEBOOK], cwd=tmp_path, text=True, env=clean_environment(),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    _wait_for(server, 4)
+    process.send_signal(signal.SIGINT)
+    said, errors = process.communicate(timeout=30)
+    code, reason, pending, completed = said.strip().split(", ")
+    assert (code, reason, completed) == ("130", "interrupted (Ctrl-C)", "20"), errors
+    assert 0 < int(pending) < 20
+    assert server.ledger()["totals"]["requests"] == 20, "what was in flight was finished and kept"
 
 
 def test_a_job_made_in_python(bench: Bench) -> None:

@@ -138,3 +138,12 @@ def test_who_waits_for_a_slot_and_is_cancelled_leaves_it_to_others() -> None:
         return slots.busy
 
     assert run_virtually(main()) == 1
+
+
+def test_other_runs_of_the_key_are_noted_once() -> None:
+    """Fewer slots than `-c` says, and not a word about it in run.log, looked like a defect."""
+    share, notes = Memory(ceiling=4), list[str]()
+    slots = Slots(ceiling=4, share=share, note=notes.append)
+    for share.others in (0, 1, 1, 0):
+        slots.divide()
+    assert [note.partition(";")[0][-2:] for note in notes] == [" 1", " 0"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,7 +70,7 @@ def run_command(**given: Any) -> int:
     if given["as_json"]:
         _print_json(asdict(summary))
     elif not given["quiet"] or summary.exit_code not in (0, 3):
-        click.echo(last_words(summary, again=again(sys.argv[1:])), err=True)
+        _tell(last_words(summary, again=again(sys.argv[1:])))
     return summary.exit_code
 
 
@@ -321,6 +322,12 @@ def _run(job: Job, given: Mapping[str, Any], wishes: Wishes) -> Summary:
     asks = sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty() and not given["quiet"]
     display = display_for(sys.stderr, quiet=given["quiet"])
     return run(job, wishes, display=display, confirm=(lambda text: click.confirm(text, err=True)) if asks else None)
+
+
+def _tell(text: str) -> None:
+    """Last words are lost where the terminal is gone; the exit code must not be."""
+    with suppress(OSError):
+        click.echo(text, err=True)
 
 
 def _print_json(value: Any) -> None:

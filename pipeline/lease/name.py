@@ -9,16 +9,23 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 PORTS = {"http": 80, "https": 443}
+LEAST_KEY = (
+    16  # characters; what is shorter (`none`, `EMPTY`, `sk-1234`) is a placeholder, and the same on many servers
+)
 
 
 def lease_name(key: str | None, base_url: str) -> str:
     """The same for all runs of this machine that use ``key``, under whatever names they reach the gateway; without a key, of
-    all that use the server of ``base_url``.
+    all that use the server of ``base_url``, and with a mere placeholder of all that use it there.
 
     The host's name is in it: a home folder may be shared by machines, but their clocks are not.
     """
-    whose = f"key {key}" if key else f"server {_server(base_url)}"
-    return blake2b(f"{socket.gethostname()} {whose}".encode(), digest_size=16).hexdigest()
+    whose = [socket.gethostname()]
+    if key:
+        whose.append(f"key {key}")
+    if not key or len(key) < LEAST_KEY:
+        whose.append(f"server {_server(base_url)}")
+    return blake2b(" ".join(whose).encode(), digest_size=16).hexdigest()
 
 
 def _server(base_url: str) -> str:

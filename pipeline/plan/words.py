@@ -9,7 +9,7 @@ from pipeline.hours import shown
 from pipeline.jsonio import dumps
 from pipeline.plan import Finish, Plan
 from pipeline.plan.forecast import Span
-from pipeline.progress import duration, money
+from pipeline.progress import duration, money, number
 
 END_OF_TIME = 253_000_000_000.0  # datetime knows no year after 9999
 _SIGNS = {"ok": "ok", "warn": "note", "stop": "STOP"}
@@ -94,7 +94,7 @@ def _moment(at: float) -> str:
 def _pace(plan: Plan, finish: Finish) -> str:
     if finish.bound == "slots":
         return f"with {plan.slots} requests at once"
-    return f"at {finish.per_minute:,g}{' tokens' if finish.bound == 'tokens' else ''}/min"
+    return f"at {number(finish.per_minute or 0.0)}{' tokens' if finish.bound == 'tokens' else ''}/min"
 
 
 def _whole(seconds: float) -> str:

@@ -1,0 +1,62 @@
+"""What a person is shown of a run: one line, whole figures, what matters most first."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from pipeline.ending import last_words
+from pipeline.progress import Activity, Snapshot, Tally, number
+from pipeline.records import Summary
+
+
+def shown(*, rpm: float | None = 12_000.0, trouble: str | None = None, waiting: int = 0) -> Snapshot:
+    tally = Tally(total=1_000, completed=200, failed=7, tokens=56_789, cost={"USD": 0.0123})
+    tally._marks.append((time.monotonic() - 10.0, 0, 0))
+    tally.sent = 100
+    return tally.snapshot(Activity(busy=3, slots=5, rpm=rpm, trouble=trouble, waiting=waiting))
+
+
+def test_a_narrow_terminal_gets_whole_figures_and_those_that_matter() -> None:
+    snapshot = shown()
+    whole = "207/1,000 rows, 7 failed, 1 min 19 s left, 10.0 rows/s, 3/5 slots at 12,000/min, cost $0.0123 of about $0.0594, 56,789 tokens"
+    assert (snapshot.line, snapshot.fitting(200)) == (whole, whole)
+    assert snapshot.fitting(56) == "207/1,000 rows, 7 failed, 1 min 19 s left, 10.0 rows/s"
+    for columns in range(len("207/1,000 rows, 7 failed"), len(whole)):
+        assert len(snapshot.fitting(columns)) <= columns
+        assert whole.startswith(f"{snapshot.fitting(columns)}, ")
+
+
+def test_trouble_comes_first_and_in_one_line() -> None:
+    snapshot = shown(trouble="http_500: boom\n\nand\tmore", waiting=4)
+    assert snapshot.fitting(80) == "207/1,000 rows, 7 failed, 4 rows wait to try again (http_500: boom and more)"
+    assert snapshot.fitting(40) == "207/1,000 rows, 7 failed, 4 rows wait..."
+    assert snapshot.line.endswith(", 4 rows wait to try again (http_500: boom and more)")
+
+
+def test_nobody_knows_how_long_it_takes_before_it_has_begun_in_earnest() -> None:
+    tally = Tally(total=1_000, completed=0, failed=0)
+    tally.snapshot(Activity())
+    tally.completed = tally.sent = 1
+    assert tally.snapshot(Activity(busy=1, slots=1, rpm=30.0)).eta_s is None
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.05, "0.05"), (27.25, "27.2"), (30.0, "30"), (100.4, "100"), (1_000_000.0, "1,000,000")]
+)
+def test_numbers_have_no_exponents(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("code", "words"), [(75, "\nGo on with: p"), (130, "\nGo on with: p"), (2, "Mend that, then go on with: p")]
+)
+def test_the_next_command_does_not_promise_what_it_cannot(code: int, words: str) -> None:
+    summary = Summary(
+        exit_code=code, reason="x", total=5, completed=0, failed=0, pending=5, outages=[(0.0, 60.0, "http_500: a\n\nb")]
+    )
+    text = last_words(summary, again="p")
+    assert words in text
+    assert "The gateway was away for 1 min 0 s, from" in text
+    assert "(http_500: a b)" in text
