@@ -20,7 +20,7 @@ def shown(*, rpm: float | None = 12_000.0, trouble: str | None = None, waiting: 
 
 def test_a_narrow_terminal_gets_whole_figures_and_those_that_matter() -> None:
     snapshot = shown()
-    whole = "207/1,000 rows, 7 failed, 1 min 19 s left, 10.0 rows/s, 3/5 slots at 12,000/min, cost $0.0123 of about $0.0594, 56,789 tokens"
+    whole = "207/1,000 rows, 7 failed, 1 min 19 s left, 10.0 rows/s, 3/5 slots at 12,000/min, cost $0.0123 of about $0.0594, 56,789 tokens (0/s)"
     assert (snapshot.line, snapshot.fitting(200)) == (whole, whole)
     assert snapshot.fitting(56) == "207/1,000 rows, 7 failed, 1 min 19 s left, 10.0 rows/s"
     for columns in range(len("207/1,000 rows, 7 failed"), len(whole)):

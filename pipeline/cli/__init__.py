@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,8 @@ from pipeline.cli.options import (
     redo_options,
     wishes_of,
 )
+from pipeline.cli.screen import print_json, tell
+from pipeline.cli.simulate import simulate_command
 from pipeline.errors import PipelineError, UsageError
 
 if TYPE_CHECKING:
@@ -68,9 +69,9 @@ def run_command(**given: Any) -> int:
     wishes = wishes_of(given)
     summary = _run(job_of(given), given, wishes)
     if given["as_json"]:
-        _print_json(asdict(summary))
+        print_json(asdict(summary))
     elif not given["quiet"] or summary.exit_code not in (0, 3):
-        _tell(last_words(summary, again=again(sys.argv[1:])))
+        tell(last_words(summary, again=again(sys.argv[1:])))
     return summary.exit_code
 
 
@@ -94,7 +95,7 @@ def try_command(rows: int, sample: bool, **given: Any) -> int:
     summary = _run(job, given, Wishes(most=rows, sample=sample, publish=False, any_hour=True))
     shown = shown_rows(job.run_folder, rows)
     if given["as_json"]:
-        _print_json(
+        print_json(
             {"rows": [asdict(row) for row in shown], "exit_code": 0 if summary.exit_code == 75 else summary.exit_code}
         )
     else:
@@ -124,7 +125,7 @@ def plan_command(show: int | None, **given: Any) -> int:
 
     found = asyncio.run(plan(job_of(given), show=show or 0))
     if given["as_json"]:
-        _print_json(asdict(found))
+        print_json(asdict(found))
     else:
         click.echo(described(found))
     return found.exit_code
@@ -150,7 +151,7 @@ def models_command(as_json: bool, **given: Any) -> int:
     for text in found.warnings if found.models else [finding.text for finding in found.findings]:
         click.echo(text, err=True)
     if as_json:
-        _print_json([asdict(info) for info in found.models.values()])
+        print_json([asdict(info) for info in found.models.values()])
     elif found.models:
         click.echo(table(list(found.models.values())))
     return 0 if found.models else 4
@@ -176,7 +177,7 @@ def status_command(target: str, as_json: bool, watch: bool) -> int:
     while True:
         status = status_of(folder)
         if as_json:
-            _print_json(status)
+            print_json(status)
         else:
             click.echo(describe(status))
         if not watch or status.get("state") != "running":
@@ -249,7 +250,7 @@ def verify_command(target: str, billing: bool, input_path: str | None, as_json: 
     report = verify(folder, input_path=input_path)
     found = _billing(folder) if billing else None
     if as_json:
-        _print_json(asdict(report) | ({"billing": asdict(found)} if found else {}))
+        print_json(asdict(report) | ({"billing": asdict(found)} if found else {}))
     else:
         for line in found.lines if found else ():
             click.echo(line, err=True)
@@ -263,48 +264,7 @@ def verify_command(target: str, billing: bool, input_path: str | None, as_json: 
     return 6 if report.findings else 75 if report.pending else 0
 
 
-@cli.command("simulate")
-@click.option(
-    "--dialect",
-    type=click.Choice(["openai", "litellm", "lumen"]),
-    default="openai",
-    show_default=True,
-    help="Which kind of gateway it is, as measured.",
-)
-@click.option(
-    "--port",
-    type=click.IntRange(0, 65535),
-    default=8000,
-    show_default=True,
-    help="Port on 127.0.0.1; 0 takes any free one.",
-)
-@click.option("--faults", type=click.Path(exists=True, dir_okay=False), help="Script of faults (TOML or JSON).")
-@click.option("--latency", type=float, default=0.0, show_default=True, help="Median seconds an answer takes.")
-@click.option(
-    "--jitter", type=float, default=0.0, show_default=True, help="Spread of the latency (sigma of a lognormal)."
-)
-@click.option("--max-parallel", type=click.IntRange(min=1), help="Requests at once; more get 429.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of latencies and chances.")
-def simulate_command(faults: str | None, latency: float, **given: Any) -> int:
-    """Serve a simulated gateway on this machine, with a script of faults and a billing ledger at /ledger.
-
-    \b
-    Examples:
-      pipeline simulate --port 8000
-      pipeline simulate --port 8000 --dialect litellm
-      pipeline simulate --port 8000 --faults faults.toml --latency 0.2 --max-parallel 5
-    """
-    import asyncio
-
-    from pipeline.simulator import Faults, Settings, serve
-
-    script = Faults.from_file(Path(faults)) if faults else Faults()
-    settings = Settings(faults=script, latency_s=latency, **given)
-    try:
-        asyncio.run(serve(settings, lambda url: click.echo(f"serving on {url} (Ctrl-C ends)", err=True)))
-    except KeyboardInterrupt:
-        return 0
-    return 0
+cli.add_command(simulate_command)
 
 
 def _billing(folder: Path) -> Billing:
@@ -322,18 +282,6 @@ def _run(job: Job, given: Mapping[str, Any], wishes: Wishes) -> Summary:
     asks = sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty() and not given["quiet"]
     display = display_for(sys.stderr, quiet=given["quiet"])
     return run(job, wishes, display=display, confirm=(lambda text: click.confirm(text, err=True)) if asks else None)
-
-
-def _tell(text: str) -> None:
-    """Last words are lost where the terminal is gone; the exit code must not be."""
-    with suppress(OSError):
-        click.echo(text, err=True)
-
-
-def _print_json(value: Any) -> None:
-    import orjson
-
-    click.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
 
 
 def main() -> None:

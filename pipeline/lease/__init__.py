@@ -144,6 +144,7 @@ class Lease:
 class Memory:
     """The same for a run that shares with nobody: ``--no-lease``, no lease to be had, tests in virtual time."""
 
+    others = 0
     elsewhere = 0
 
     def __init__(self, *, ceiling: int, pace: Pace | None = None) -> None:
