@@ -1,36 +1,29 @@
-"""One HTTP exchange: a body goes out, a ``Reply`` comes back, whatever happens in between. Home of aiohttp.
+"""One exchange with the gateway: a body goes out, a ``Reply`` comes back, whatever happens in between.
 
-Whether the gateway may have billed a request that got no answer is decided here, where it is known if it was sent.
+Whether the gateway may have billed a request that got no answer is decided below, in ``wire``, where it is known if it was sent.
 """
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Self, cast
+from typing import Protocol, Self
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
-import aiohttp
-from aiohttp.client_proto import ResponseHandler
-from aiohttp.http_exceptions import HttpProcessingError
-
+from pipeline.failures import cut, senseless
 from pipeline.jsonio import dumps, loads
 from pipeline.records import Failure, Reply
 from pipeline.secret import Secret
 from pipeline.stream import Assembly
+from pipeline.wire import Answer, Times, Wire
 
-# uvicorn, under both gateways, closes connections idle for 5 s (measured); a pool that keeps them longer races it.
-KEEP_ALIVE_S = 4.0
 UNPAID_S = 20.0  # what costs nothing is answered soon, or nobody is there
 UNPAID_CONNECT_S = 10.0
-REUSED_DROP_S = 1.0
 MAX_REPLY_BYTES = 64 << 20
-WORDS_CHARACTERS = 500
 _FAMILIES = {"auto": socket.AF_UNSPEC, 4: socket.AF_INET, 6: socket.AF_INET6}
 
 
@@ -55,214 +48,98 @@ class Connection:
         return f"Connection(base_url={self.base_url!r})"
 
 
+class Way(Protocol):
+    """How requests get there: a ``Wire``, or a ``Session`` where a proxy stands between."""
+
+    async def exchange(
+        self, method: str, path: str, body: bytes, headers: Mapping[str, str], *, times: Times, events: bool = False
+    ) -> Answer | Failure: ...
+    async def close(self) -> None: ...
+
+
 class Client:
     """``async with Client(connection) as client: reply = await client.send(endpoint, body, headers)``."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._secret = Secret(connection.api_key)
+        to_connect, total = connection.connect_timeout_s, connection.timeout_s
+        self._times = Times(connect_s=to_connect, silence_s=connection.first_byte_timeout_s, total_s=total)
+        self._stream_times = Times(connect_s=to_connect, silence_s=connection.idle_timeout_s, total_s=total)
+        unpaid_s = min(total, UNPAID_S)
+        self._unpaid_times = Times(connect_s=min(to_connect, UNPAID_CONNECT_S), silence_s=unpaid_s, total_s=unpaid_s)
 
     async def __aenter__(self) -> Self:
-        connection = self._connection
-        self._timeout = aiohttp.ClientTimeout(
-            total=connection.timeout_s,
-            connect=connection.connect_timeout_s,
-            sock_read=connection.first_byte_timeout_s,
-        )
-        self._stream_timeout = aiohttp.ClientTimeout(
-            total=connection.timeout_s, connect=connection.connect_timeout_s, sock_read=connection.idle_timeout_s
-        )
-        self._unpaid_timeout = aiohttp.ClientTimeout(
-            total=min(connection.timeout_s, UNPAID_S), connect=min(connection.connect_timeout_s, UNPAID_CONNECT_S)
-        )
-        self._session = self._new_session()
+        self._way = self._new_way()
         return self
 
-    def _new_session(self) -> aiohttp.ClientSession:
+    async def __aexit__(self, *_: object) -> None:
+        await self._way.close()
+
+    def _new_way(self) -> Way:
         connection = self._connection
-        connector = aiohttp.TCPConnector(
-            limit=0, keepalive_timeout=KEEP_ALIVE_S, family=_FAMILIES[connection.ip_version], ttl_dns_cache=60
-        )
-        connector._factory = cast(Any, partial(WatchedConnection, loop=asyncio.get_running_loop()))
         headers = {"Content-Type": "application/json", "User-Agent": "pipeline"}
         if connection.api_key:
             headers["Authorization"] = f"Bearer {connection.api_key}"
-        return aiohttp.ClientSession(
-            connector=connector,
-            headers=headers,
-            trust_env=not is_loopback(connection.base_url),  # no proxy can reach this machine's own loopback for us
-            cookie_jar=aiohttp.DummyCookieJar(),
-        )
+        family, most = _FAMILIES[connection.ip_version], connection.max_reply_bytes
+        if not is_proxied(connection.base_url):
+            return Wire(connection.base_url, headers, family=family, max_reply_bytes=most)
+        from pipeline.session import Session  # aiohttp takes its time to be imported, and few need it
+
+        return Session(connection.base_url, headers, family=family, max_reply_bytes=most)
 
     async def drop(self) -> None:
         """Break every connection: after a sleep of the machine nobody is at their other ends any more."""
-        session, self._session = self._session, self._new_session()
-        await session.close()
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._session.close()
+        way, self._way = self._way, self._new_way()
+        await way.close()
 
     async def send(self, endpoint: str, body: bytes, headers: Mapping[str, str], *, stream: bool = False) -> Reply:
         """POST one request and read its whole answer. Never raises for what the network or the server does.
 
         With ``stream`` the body asks for events: they are put together into the body that a plain call would have had,
         and silence between them is bounded by ``idle_timeout_s``.
-        A reused connection that drops within a second and before any byte of the reply most likely lost a race with the
-        server's idle timeout: such a failure is ``stale``.
         """
         started = time.monotonic()
-        try:
-            async with self._session.post(
-                self._connection.base_url + endpoint,
-                data=body,
-                headers=headers,
-                allow_redirects=False,
-                timeout=self._stream_timeout if stream else self._timeout,
-            ) as response:
-                if stream and response.content_type == "text/event-stream":
-                    return await self._assembled(response, started)
-                return self._reply(response, await self._whole(response), started)
-        except FOREIGN as exc:
-            elapsed = time.monotonic() - started
-            failure = failure_of(exc, stale=isinstance(exc, StaleConnectionError) and elapsed < REUSED_DROP_S)
-            return self._failed(failure, started)
+        times = self._stream_times if stream else self._times
+        came = await self._way.exchange("POST", endpoint, body, headers, times=times, events=stream)
+        return self._reply(came, started)
 
     async def get(self, path: str) -> Reply:
         """GET what costs nothing to ask, such as a list of models. Never raises for what the network or the server does."""
         started = time.monotonic()
-        try:
-            async with self._session.get(
-                self._connection.base_url + path, allow_redirects=False, timeout=self._unpaid_timeout
-            ) as response:
-                return self._reply(response, await self._whole(response), started)
-        except FOREIGN as exc:
-            return self._failed(failure_of(exc), started)
+        return self._reply(await self._way.exchange("GET", path, b"", {}, times=self._unpaid_times), started)
 
-    async def _take_in(self, response: aiohttp.ClientResponse, take: Callable[[bytes], object]) -> None:
-        """Hand over the body piece by piece, and raise when it is over its bound: what was read is let go then."""
-        most, size = self._connection.max_reply_bytes, 0
-        async for data in response.content.iter_any():
-            size += len(data)
-            if size > most:
-                raise ReplyTooLargeError(
-                    f"the reply is over {most:,} bytes (gateway.max_reply_bytes), and was read no further"
-                )
-            take(data)
-
-    async def _whole(self, response: aiohttp.ClientResponse) -> bytes:
-        body = bytearray()
-        await self._take_in(response, body.extend)
-        return bytes(body)
-
-    async def _assembled(self, response: aiohttp.ClientResponse, started: float) -> Reply:
-        assembly = Assembly()
-        try:
-            await self._take_in(response, assembly.feed)
-            status, body = assembly.whole(response.status)
-        except (ValueError, TypeError, AttributeError, LookupError) as exc:  # events that are JSON, but not of a chat
-            failure = Failure(code="malformed_stream", message=f"the stream makes no sense: {exc}", sent=True)
-            return self._failed(failure, started)
-        if body is None:
-            failure = Failure(code="stream_cut", message="the stream ended before the answer did", sent=True)
-            return self._failed(failure, started)
-        return self._reply(response, dumps(body), started, status=status)
-
-    def _failed(self, failure: Failure, started: float) -> Reply:
-        failure = replace(failure, message=self._secret.out_of(failure.message))
+    def _reply(self, came: Answer | Failure, started: float) -> Reply:
+        if isinstance(came, Answer) and came.events is not None:
+            came = _put_together(came, came.events)
         elapsed_s = time.monotonic() - started
-        return Reply(status=0, headers={}, body=b"", json=None, elapsed_s=elapsed_s, failure=failure)
-
-    def _reply(
-        self, response: aiohttp.ClientResponse, body: bytes, started: float, *, status: int | None = None
-    ) -> Reply:
-        status = status or response.status
-        body = self._secret.out_of_body(body, is_answer=status == 200)
+        if isinstance(came, Failure):
+            failure = replace(came, message=self._secret.out_of(came.message))
+            return Reply(status=0, headers={}, body=b"", json=None, elapsed_s=elapsed_s, failure=failure)
+        body = self._secret.out_of_body(came.body, is_answer=came.status == 200)
         try:
             parsed = loads(body, exact=False)
         except ValueError:
             parsed = None
-        headers = self._secret.out_of_headers(response.headers)
-        elapsed_s = time.monotonic() - started
-        return Reply(status=status, headers=headers, body=body, json=parsed, elapsed_s=elapsed_s)
+        headers = self._secret.out_of_headers(came.headers)
+        return Reply(status=came.status, headers=headers, body=body, json=parsed, elapsed_s=elapsed_s)
 
 
-class ReplyTooLargeError(Exception):
-    """A reply has more bytes than it may have."""
+def _put_together(answer: Answer, events: Assembly) -> Answer | Failure:
+    """The body a plain call would have had."""
+    try:
+        status, body = events.whole(answer.status)
+    except (ValueError, TypeError, AttributeError, LookupError) as exc:
+        return senseless(exc)
+    if body is None:
+        return cut()
+    return replace(answer, status=status, body=dumps(body), events=None)
 
 
-class StaleConnectionError(aiohttp.ServerDisconnectedError):
-    """A reused connection broke before any byte of the reply came."""
-
-
-class WatchedConnection(ResponseHandler):
-    """aiohttp's own protocol, which also knows whether it was used before and whether the reply has begun.
-
-    aiohttp says only "server disconnected" for both, and no public hook tells them apart to the byte.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(loop)
-        self._uses = 0
-        self._began = False
-
-    def set_response_params(self, **params: Any) -> None:
-        """A new request begins."""
-        self._uses += 1
-        self._began = False
-        super().set_response_params(**params)
-
-    def is_connected(self) -> bool:
-        """Whether a request can be sent here; not when the server has said what nobody asked for, a second reply to one
-        request: it would be taken for that of the next."""
-        return super().is_connected() and not self._buffer
-
-    def data_received(self, data: bytes) -> None:
-        """Bytes of the reply."""
-        self._began = True
-        super().data_received(data)
-
-    def set_exception(self, exc: BaseException, *cause: BaseException) -> None:
-        """The exchange has failed. aiohttp's own timeout, an OSError too, is none of a broken connection."""
-        broken = isinstance(exc, aiohttp.ServerDisconnectedError | OSError)
-        if self._uses > 1 and not self._began and broken and not isinstance(exc, aiohttp.ServerTimeoutError):
-            exc = StaleConnectionError(str(exc))
-        super().set_exception(exc, *cause)
-
-
-_NEVER_SENT: tuple[tuple[type[BaseException], str], ...] = (
-    (aiohttp.ConnectionTimeoutError, "connect_timeout"),
-    (aiohttp.ClientConnectorDNSError, "dns_failed"),
-    (aiohttp.ClientConnectorCertificateError, "tls_failed"),
-    (aiohttp.ClientSSLError, "tls_failed"),
-    (aiohttp.ClientProxyConnectionError, "proxy_failed"),
-    (aiohttp.ClientHttpProxyError, "proxy_failed"),
-    (aiohttp.ClientConnectorError, "connect_failed"),
-)
-
-
-# What aiohttp lets out on hostile bytes: errors of the parser in a body are no ClientErrors.
-FOREIGN = (aiohttp.ClientError, HttpProcessingError, TimeoutError, OSError, ReplyTooLargeError)
-
-
-def failure_of(exc: BaseException, *, stale: bool = False) -> Failure:
-    """Name what went wrong on the network, and whether the request may have reached the gateway."""
-    words = " ".join(str(exc).split())[:WORDS_CHARACTERS] or type(exc).__name__
-    for kind, code in _NEVER_SENT:
-        if isinstance(exc, kind):
-            return Failure(code=code, message=f"cannot connect: {words}", sent=False)
-    if stale:
-        message = "an idle connection was closed as it was used"
-        return Failure(code="disconnected", message=message, sent=True, stale=True)
-    if isinstance(exc, TimeoutError):
-        return Failure(code="timeout", message="no complete answer within the timeout", sent=True)
-    if isinstance(exc, ReplyTooLargeError):
-        return Failure(code="reply_too_large", message=words, sent=True)
-    if isinstance(exc, aiohttp.ClientResponseError | HttpProcessingError):
-        words = " ".join(exc.message.split())[:WORDS_CHARACTERS]
-        return Failure(code="malformed_reply", message=f"what came is no good HTTP: {words}", sent=True)
-    return Failure(
-        code="disconnected", message=f"the connection broke before the answer was complete: {words}", sent=True
-    )
+def is_proxied(base_url: str) -> bool:
+    """Whether the environment names a proxy for a base URL. None can reach this machine's own loopback for us."""
+    url = urlsplit(base_url)
+    return not is_loopback(base_url) and url.scheme in getproxies() and not proxy_bypass(url.hostname or "")
 
 
 def is_loopback(base_url: str) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.jsonio import loads, text_or_json
 
+EVENTS = "text/event-stream"
 _STATUS_OF_TYPE = {
     "BadRequestError": 400,
     "AuthenticationError": 401,
@@ -41,9 +42,12 @@ class Assembly:
             return
         lines = b"".join([*self._rest, ended]).split(b"\n")
         self._rest = [rest]
-        for line in lines:
-            if line[:5] == b"data:":
-                self._event(line[5:])
+        try:
+            for line in lines:
+                if line[:5] == b"data:":
+                    self._event(line[5:])
+        except (TypeError, AttributeError, LookupError) as exc:  # events that are JSON, but not of a chat
+            raise ValueError(str(exc)) from exc
 
     def _event(self, data: bytes) -> None:
         if data.strip() == b"[DONE]":

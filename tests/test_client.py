@@ -10,8 +10,10 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from pipeline import client as client_module
-from pipeline.client import KEEP_ALIVE_S, Client, Connection, failure_of, is_loopback
+from pipeline.client import Client, Connection, is_loopback
 from pipeline.records import Reply
+from pipeline.session import failure_of
+from pipeline.wire import KEEP_ALIVE_S
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 13\r\n\r\n" + b'{"fine":true}'

@@ -14,9 +14,9 @@ PACKAGE = Path(__file__).parent.parent / "pipeline"
 FLOORS = {
     0: set("records errors presets jsonio boot".split()),
     1: set(
-        "job source template gateways stream secret unreadable budget drift retry hours patience poison tokens accounting lease journal sink progress".split()
+        "job source template gateways stream failures secret unreadable budget drift retry hours patience poison tokens accounting lease journal sink progress".split()
     ),
-    2: set("client backlog packs books outage away slots rates judge pool display simulator".split()),
+    2: set("client wire session backlog packs books outage away slots rates judge pool display simulator".split()),
     3: set(
         "guards flow workspace feed wishes clearing sending run entry signals selection results export status verify trial ending preflight plan "
         "models billing reckoning reuse".split()
@@ -26,7 +26,9 @@ FLOORS = {
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules}
 SIDEWAYS = {("sink", "journal"), ("job", "hours")}
 HOMES = {
-    "aiohttp": {"client", "simulator"},
+    "aiohttp": {"session", "simulator"},
+    "httptools": {"wire"},
+    "aiohappyeyeballs": {"wire"},
     "aiolimiter": {"rates"},
     "click": {"cli", "demo"},
     "jinja2": {"template"},

@@ -118,7 +118,8 @@ def test_every_row_has_its_one_outcome_whatever_the_server_says(
         summary, rows, hostile = asyncio.run(main())
     assert (summary.exit_code, summary.pending) == (3, 0)
     assert [row["id"] for row in rows] == names
-    found = {row["id"]: (row["error_code"], row["lost_attempts"] > 0) for row in rows}
+    # A connection that closes behind a whole reply may meet the next row as it does: that try is lost, and free of charge.
+    found = {row["id"]: (row["error_code"], row["lost_attempts"] > (row["error_code"] is None)) for row in rows}
     assert found == dict.fromkeys(names, (None, False)) | {case.name: (case.code, case.lost) for case in cases}
     for row in rows:
         assert (row["status"] == "succeeded") == (row["error_code"] is None)

@@ -1,0 +1,147 @@
+"""A reply as its bytes come in: httptools finds its parts, here they are put together and bounded. Home of httptools."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import httptools
+
+from pipeline.failures import malformed, senseless, too_large
+from pipeline.records import Failure
+from pipeline.stream import EVENTS, Assembly
+from pipeline.wire.unpacked import PACKED, Unpacked
+
+MAX_HEAD_BYTES = 64 << 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """One whole HTTP reply. ``headers`` by lower-case names, the first of each; ``events`` in place of ``body`` if it came
+    in such."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    events: Assembly | None = None
+
+
+class Incoming:
+    """The replies that come on one connection: ``expect``, ``feed``, and then there is an ``answer`` or ``trouble``.
+
+    The ``on_`` methods are for httptools to call.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most = most_bytes
+        self._parser = httptools.HttpResponseParser(self)
+        self._parser.set_dangerous_leniencies(  # as browsers are: odd bytes in a cookie spoil no answer
+            lenient_headers=True, lenient_optional_cr_before_lf=True, lenient_spaces_after_chunk_size=True
+        )
+        self.expect(events=False)
+
+    def expect(self, *, events: bool) -> None:
+        """The reply to a new request comes next; it may come in events."""
+        self._asks_events = events
+        self.answer: Answer | None = None
+        self.trouble: Failure | None = None
+        self.begun = False
+        self.keeps = True  # the connection may be used again
+        self._begin()
+
+    def _begin(self) -> None:
+        self._headers: dict[str, str] = {}
+        self._pieces: list[bytes] = []
+        self._events: Assembly | None = None
+        self._unpacked: Unpacked | None = None
+        self._status = self._size = self._head_bytes = 0
+        self._head_done = self._ends_with_connection = False
+
+    def feed(self, data: bytes) -> None:
+        """Some bytes."""
+        self.begun = True
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self.trouble = malformed("it changes the protocol")
+        except httptools.HttpParserError as exc:
+            self.keeps = False
+            if self.answer is None and self.trouble is None:
+                self.trouble = malformed(str(exc))
+        if not self._head_done:
+            self._count_head(len(data))
+
+    def _count_head(self, size: int) -> None:
+        self._head_bytes += size
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self.trouble = malformed(f"headers of more than {MAX_HEAD_BYTES:,} bytes")
+
+    def closed(self) -> None:
+        """The connection was closed in good order: so end some replies, others are cut."""
+        if self._ends_with_connection and self.answer is None:
+            self.on_message_complete()
+
+    # what httptools tells
+
+    def on_message_begin(self) -> None:
+        """Another reply to the same request is for nobody."""
+        if self.answer is not None:
+            raise ValueError("a second reply")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header; behind the body it is a trailer, which says nothing of what we need."""
+        if b"\0" in value:
+            self.trouble = malformed("a header with a NUL")
+        if not self._head_done:
+            self._headers.setdefault(name.decode("latin-1").lower(), value.decode("utf-8", "surrogateescape"))
+        else:
+            self._count_head(len(name) + len(value))
+
+    def on_headers_complete(self) -> None:
+        """Now it is known what the body is."""
+        self._head_done = True
+        headers = self._headers
+        self._status = self._parser.get_status_code()
+        if "content-length" not in headers and "chunked" not in headers.get("transfer-encoding", "").lower():
+            self._ends_with_connection = self._status >= 200
+        if self._status < 100:
+            self.trouble = malformed(f"a status of {self._status}")
+        if (
+            headers.get("content-encoding", "").strip().lower() in PACKED
+        ):  # others nobody asked for: most are no encodings
+            self._unpacked = Unpacked()
+        if self._asks_events and headers.get("content-type", "").partition(";")[0].strip().lower() == EVENTS:
+            self._events = Assembly()
+
+    def on_body(self, data: bytes) -> None:
+        """Some of the body."""
+        if self.trouble is not None:
+            return
+        try:
+            if self._unpacked is not None:
+                data = self._unpacked.more(data, self._most - self._size)
+            self._size += len(data)
+            if self._size > self._most:
+                self.trouble = too_large(self._most)
+                self._pieces.clear()
+            elif self._events is None:
+                self._pieces.append(data)
+            else:
+                self._events.feed(data)
+        except zlib.error as exc:
+            self.trouble = malformed(f"its body cannot be unpacked ({exc})")
+        except ValueError as exc:
+            self.trouble = senseless(exc)
+
+    def on_message_complete(self) -> None:
+        """A reply has ended; after those of 1xx comes the one that counts."""
+        if self._status < 200:
+            self._begin()
+            return
+        self.keeps = not self._ends_with_connection and self._parser.should_keep_alive()
+        if self._unpacked is not None and self._unpacked.is_cut and self.trouble is None:
+            self.trouble = malformed("its packed body ends too early")
+        pieces, self._pieces = self._pieces, []
+        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        self.answer = Answer(status=self._status, headers=self._headers, body=body, events=self._events)
