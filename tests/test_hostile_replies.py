@@ -125,7 +125,9 @@ def test_every_row_has_its_one_outcome_whatever_the_server_says(
         assert (row["status"] == "succeeded") == (row["error_code"] is None)
         assert row["content"] is None or row["status"] == "succeeded"
         if row["error_code"] != "redirected":  # an outage's tries are not charged
-            assert hostile.asked.count(row["id"]) == row["attempts"] <= tries
+            asked = hostile.asked.count(row["id"])
+            assert asked <= tries
+            assert row["attempts"] in (asked, asked + 1)
         assert len(row["error_message"] or "") < 2000
     folder = Path(summary.run_folder)
     for name, output_format in (("x.parquet", None), ("x.csv", None), ("batch.jsonl", "batch")):
