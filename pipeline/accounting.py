@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
-from pipeline.records import Cost, ModelInfo, Usage
+from pipeline.records import UNKNOWN_COST, Cost, ModelInfo, Usage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +26,7 @@ class PriceOf:
         if self.free:
             return Cost(amount=0.0, unit=self.unit, source="free")
         if usage.prompt_tokens is None or usage.completion_tokens is None:
-            return Cost()
+            return UNKNOWN_COST
         cached = 0 if self.cached is None else usage.cached_tokens or 0
         amount = (
             (usage.prompt_tokens - cached) * self.prompt
@@ -60,9 +61,13 @@ class Accounting:
         """``prices`` are the job's own; both by name of the model."""
         self._prices = prices
         self._listed = listed or {}
+        self._price = lru_cache(maxsize=1000)(self._look_up)  # rows have few models, but a gateway may say anything
 
     def price(self, model: str | None, served_model: str | None = None) -> PriceOf | None:
         """The asked model's price, else the served one's."""
+        return self._price(model, served_model)
+
+    def _look_up(self, model: str | None, served_model: str | None) -> PriceOf | None:
         names = [name for name in (model, served_model) if name is not None]
         tables = (self._listed, self._prices)
         return next((table[name] for name in names for table in tables if name in table), None)
@@ -70,4 +75,4 @@ class Accounting:
     def cost(self, usage: Usage, *, model: str | None, served_model: str | None) -> Cost:
         """The cost of one answer."""
         price = self.price(model, served_model)
-        return Cost() if price is None else price.of(usage)
+        return UNKNOWN_COST if price is None else price.of(usage)

@@ -11,7 +11,7 @@ from pipeline.accounting import Accounting
 from pipeline.backlog import Ticket
 from pipeline.gateways import OpenAI
 from pipeline.gateways.answer import usage_told
-from pipeline.records import Attempt, Completion, Cost, Kind, Outcome, Reply, Request, Verdict
+from pipeline.records import UNKNOWN_COST, Attempt, Completion, Cost, Kind, Outcome, Reply, Request, Verdict
 from pipeline.unreadable import carefully
 
 SLOW = frozenset({"timeout", "http_524", "http_504"})
@@ -100,7 +100,7 @@ class Books:
     def _told_cost(self, reply: Reply, request: Request) -> Cost:
         """What a try cost that gave no answer: as the gateway says, or by the tokens it counted for nothing."""
         if reply.status != 200:
-            return Cost()
+            return UNKNOWN_COST
         told = self._dialect.told_cost(reply)
         usage = usage_told(reply, request.endpoint)
         return told or self._accounting.cost(usage, model=request.model, served_model=None)

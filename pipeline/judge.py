@@ -14,6 +14,7 @@ from pipeline.books import SLOW, Books, Keeper
 from pipeline.budget import Budget
 from pipeline.drift import Drift
 from pipeline.errors import PipelineError
+from pipeline.frozen import frozen
 from pipeline.gateways import Announced, OpenAI
 from pipeline.patience import refused
 from pipeline.poison import Poison
@@ -49,7 +50,7 @@ class Try:
     base64: bool = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Said:
     """All that is read in a reply, before anything is done about it. ``outcome``: what it makes of the row, if it ends it."""
 

@@ -7,9 +7,11 @@ All are frozen, slotted and keyword-only; a change is ``dataclasses.replace``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum
 from typing import Any, Literal
+
+from pipeline.frozen import frozen
 
 CHAT = "/chat/completions"
 COMPLETIONS = "/completions"
@@ -20,7 +22,7 @@ Form = Literal["json", "float32"]
 Scope = Literal["", "parallel", "requests", "tokens", "model"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Row:
     """One input record.
 
@@ -33,7 +35,7 @@ class Row:
     data: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Request:
     """What one row asks the gateway, before any dialect dresses it.
 
@@ -52,7 +54,7 @@ class Request:
     image_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Failure:
     """Why there is no reply. ``sent`` says whether the gateway may have seen, and billed, the request.
 
@@ -65,7 +67,7 @@ class Failure:
     stale: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Reply:
     """One HTTP answer, or the lack of one (``status`` 0 and a ``failure``).
 
@@ -92,7 +94,7 @@ class Kind(Enum):
     FATAL = "fatal"  # key, access, budget: stop, rows stay pending
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Verdict:
     """``code`` is a short stable word (``error_code`` in the results), ``message`` is for people.
 
@@ -119,7 +121,7 @@ class Verdict:
     of_model: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Usage:
     """Tokens as the gateway counted them. None is unknown, never 0."""
 
@@ -137,7 +139,7 @@ class Usage:
         return self.prompt_tokens + self.completion_tokens
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Cost:
     """``amount`` in ``unit`` (USD or coins); None with source ``unknown`` when nobody told us."""
 
@@ -146,7 +148,10 @@ class Cost:
     source: CostSource = "unknown"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+UNKNOWN_COST = Cost()
+
+
+@frozen
 class ModelInfo:
     """A model as its gateway lists it; None where it does not say. Prices are per million tokens in ``unit``.
 
@@ -171,7 +176,7 @@ class ModelInfo:
     decimals: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class KeyInfo:
     """What a gateway tells about a key; None where it does not say. ``models`` is empty when it may ask them all."""
 
@@ -186,7 +191,7 @@ class KeyInfo:
     tpm: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Billed:
     """What a gateway's ledger holds under one call id, in USD: ``calls`` is 0 when nothing was billed, so far."""
 
@@ -196,7 +201,7 @@ class Billed:
     completion_tokens: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Completion:
     """The answer in a good reply. ``model`` is the one that answered; ``raw`` is the whole body as received.
 
@@ -213,7 +218,7 @@ class Completion:
     form: Form = "json"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Attempt:
     """One charged try that did not end the row: kept so that money and lost answers are never forgotten.
 
@@ -231,7 +236,7 @@ class Attempt:
     at: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Outcome:
     """A row's end: an answer or an error. ``cost`` is that of the last try; the journal adds the earlier ones.
 
@@ -248,7 +253,7 @@ class Outcome:
     completion: Completion | None = None
     error_code: str | None = None
     error_message: str | None = None
-    cost: Cost = field(default_factory=Cost)
+    cost: Cost = UNKNOWN_COST
     latency_s: float | None = None
     request_id: str | None = None
     completed_at: float = 0.0
@@ -257,7 +262,7 @@ class Outcome:
     call_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Summary:
     """How a run ended, and what the journal then holds for its input. ``exit_code`` as in the command-line contract.
 

@@ -31,11 +31,11 @@ class Secret:
         return text
 
     def out_of_headers(self, headers: Mapping[str, str]) -> dict[str, str]:
-        """By lower-case names, the first of each; bytes that are no UTF-8, which nothing could write down, are replaced."""
+        """The headers without the key; bytes that are no UTF-8, which nothing could write down, are replaced."""
         clean: dict[str, str] = {}
         for name, value in headers.items():
             text = value if value.isascii() else value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-            clean.setdefault(name.lower(), self.out_of(text))
+            clean[name] = self.out_of(text) if self._words else text
         return clean
 
     def out_of_body(self, body: bytes, *, is_answer: bool) -> bytes:

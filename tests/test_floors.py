@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "pipeline"
 FLOORS = {
-    0: set("records errors presets jsonio boot".split()),
+    0: set("frozen records errors presets jsonio boot".split()),
     1: set(
         "job source template gateways stream failures secret unreadable budget drift retry hours patience poison tokens accounting lease journal sink progress".split()
     ),
@@ -24,7 +24,7 @@ FLOORS = {
     4: {"cli", "__init__", "__main__"},
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules}
-SIDEWAYS = {("sink", "journal"), ("job", "hours")}
+SIDEWAYS = {("records", "frozen"), ("sink", "journal"), ("job", "hours")}
 HOMES = {
     "aiohttp": {"session", "simulator"},
     "httptools": {"wire"},

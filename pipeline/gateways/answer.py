@@ -30,7 +30,9 @@ def content_of(body: dict[str, Any]) -> str | None:
 
 def completion_of(body: dict[str, Any], raw: bytes, *, model: str | None) -> Completion:
     """Read a chat (or legacy) completion body."""
-    message, content = message_in(body) or {}, content_of(body)
+    message = message_in(body)
+    content = text_of(message.get("content")) if message else text_in(body)
+    message = message or {}
     finish_reason = body["choices"][0].get("finish_reason")
     remark = None
     if message.get("refusal") or finish_reason == "content_filter":

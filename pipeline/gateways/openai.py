@@ -146,6 +146,9 @@ class Announced:
     tpm: int | None = None
 
 
+_NOTHING_TOLD = Announced()
+
+
 class OpenAI:
     """How one family of gateways is spoken to and understood. ``rules`` ends with one that fits everything."""
 
@@ -242,7 +245,7 @@ class OpenAI:
 
     def announced_limits(self, reply: Reply) -> Announced:
         """The key's limits, as far as this reply tells them."""
-        return Announced()
+        return _NOTHING_TOLD
 
     def models(self, reply: Reply) -> list[ModelInfo]:
         """The models in a reply of ``catalogue_path`` or ``usable_path``."""

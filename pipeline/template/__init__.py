@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from pipeline.errors import InputError, RowError, TemplateError
+from pipeline.frozen import frozen
 from pipeline.jsonio import dumps, loads
 from pipeline.records import CHAT, COMPLETIONS, EMBEDDINGS, Row
 from pipeline.template.images import Images
@@ -28,7 +28,7 @@ _BYTES_PER_TOKEN = 4  # a rough, cheap estimate for English and JSON
 _TOKENS_PER_IMAGE = 1000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Composed:
     """One request's endpoint, model, body and fingerprint (16 bytes). The body is canonical, save for its ``images``:
     they stand in it as they go out (``image_bytes`` more), while the fingerprint knows them by their digests."""

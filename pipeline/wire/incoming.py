@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import httptools
 
 from pipeline.failures import malformed, senseless, too_large
+from pipeline.frozen import frozen
 from pipeline.records import Failure
 from pipeline.stream import EVENTS, Assembly
 from pipeline.wire.unpacked import PACKED, Unpacked
@@ -16,7 +16,7 @@ from pipeline.wire.unpacked import PACKED, Unpacked
 MAX_HEAD_BYTES = 64 << 10
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Answer:
     """One whole HTTP reply. ``headers`` by lower-case names, the first of each; ``events`` in place of ``body`` if it came
     in such."""
