@@ -6,7 +6,7 @@ REAL := .venv-litellm
 LITELLM_PACKAGE ?= litellm[proxy]
 .DEFAULT_GOAL := help
 
-.PHONY: help setup demo test test-fast test-real bench bench-check lint clean
+.PHONY: help setup demo test test-fast test-real bench bench-check soak lint clean
 
 help:  ## say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -58,6 +58,9 @@ bench: $(VENV)/.test  ## measure the engine's own cost (20 minutes), into benchm
 
 bench-check: $(VENV)/.test  ## the ratios again on fewer rows (2 minutes): none may be under 0.8 of the last results
 	$(BIN)/python benchmarks/bench.py B1 B3 B8 B9 --small --rounds 3 --check benchmarks/RESULTS.md
+
+soak: $(VENV)/.test  ## half an hour of faults, kills and two runs on one key; figures of memory, files, journal and bills
+	$(BIN)/python tests/soak.py
 
 clean:  ## take away what was made here, results of the demo included
 	rm -rf $(VENV) $(REAL) runs build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

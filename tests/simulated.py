@@ -34,6 +34,11 @@ class Simulated:
         return sum(entry.method == "POST" for entry in self._sim.ledger.entries)
 
     @property
+    def in_flight(self) -> int:
+        """How many calls hold a slot now."""
+        return self._sim.ledger.totals.in_flight
+
+    @property
     def entries(self) -> list[Entry]:
         """What it was asked for and has finished; it goes on with what a client has left."""
         until = time.monotonic() + _QUIET_WITHIN_S
