@@ -6,7 +6,7 @@ REAL := .venv-litellm
 LITELLM_PACKAGE ?= litellm[proxy]
 .DEFAULT_GOAL := help
 
-.PHONY: help setup demo test test-fast test-real bench bench-check soak lint clean
+.PHONY: help setup demo test test-fast test-crash test-power test-real bench bench-check soak lint clean
 
 help:  ## say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -45,6 +45,9 @@ test: lint  ## the whole suite
 
 test-fast: lint  ## the suite without its slow parts: under 3 minutes
 	$(BIN)/python -m pytest -m 'not slow and not real'
+
+test-crash: $(VENV)/.test  ## the crash matrix (12 minutes): over 300 kill -9; PIPELINE_CRASH_SEED=N plays one again
+	PIPELINE_CRASH=full $(BIN)/python -m pytest -s tests/test_crash.py
 
 test-real: $(VENV)/.test $(REAL)/.ready  ## against a real LiteLLM proxy, installed in a venv of its own
 	@if test -e $(REAL)/.ready; then \

@@ -54,7 +54,7 @@ class Run:
         folder = make_folder(self._job)
         with Lock(folder), opened(self._job, slots=self._job.rows_at_once, adopt=self._wishes.accept_changes) as space:
             status = StatusFile(folder, self._facts(space))
-            self._recover(space.journal.recover())
+            space.journal.recover(tell=self._tell)
             with space.journal.all_or_nothing():  # a run that is refused leaves everything as it was
                 index, counts = await self._find_out(space)
             space.journal.start_run()
@@ -92,9 +92,7 @@ class Run:
 
     # before anything is sent
 
-    def _recover(self, left: Recovered | None) -> None:
-        if left is None:
-            return
+    def _tell(self, left: Recovered) -> None:
         self._recovered = left.in_flight
         if left.in_flight:
             names = ", ".join(left.in_flight[:10]) + (", ..." if len(left.in_flight) > 10 else "")

@@ -15,7 +15,7 @@ from pipeline.errors import IncompleteError, PipelineError
 from pipeline.flow import Lasting, rates_of, share_of, slots_of
 from pipeline.hours import Hours, Lead, opened, over
 from pipeline.job import Job
-from pipeline.journal import Counts, Index, Record, Writer, history, reader
+from pipeline.journal import Counts, Index, Record, Recovered, Writer, history, reader
 from pipeline.judge import Controls, Rulings
 from pipeline.outage import Spell
 from pipeline.patience import Patience
@@ -279,7 +279,7 @@ class Sending:
 
     def _what_came(self, pool: Pool, failure: PipelineError | None) -> Sent:
         journal = self._space.journal
-        cut_off = journal.recover()
+        cut_off = journal.recover(tell=self._note_cut_off)
         return Sent(
             rows=self._tally.sent,
             why=failure or pool.stopped or self._signals.error,
@@ -288,6 +288,11 @@ class Sending:
             outages=self._keep_outages(pool.outages),
             spent=reader.spent_in(journal.db, journal.run),
         )
+
+    def _note_cut_off(self, left: Recovered) -> None:
+        """The last words name them, too; this is for whoever is killed before those."""
+        if left.in_flight:
+            self._display.note(f"cut off with {len(left.in_flight)} requests in flight: {', '.join(left.in_flight)}")
 
     def _keep_outages(self, later: list[Spell]) -> list[Spell]:
         spells = [*self._clearing.outages, *later]

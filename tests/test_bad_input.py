@@ -600,7 +600,7 @@ ANEW = "keep a copy of its folder, and give another --run-dir to start anew"
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (_newer, f"the journal {JOURNAL} has schema version 99, this pipeline reads version 1: run it with the pipeline that wrote it, or give another --run-dir"),
+        (_newer, f"the journal {JOURNAL} has schema version 99, this pipeline reads versions 1 to 2: run it with the pipeline that wrote it, or give another --run-dir"),
         (_other, f"{JOURNAL} is an SQLite file, but no journal of pipeline's; give another --run-dir"),
         (lambda path: path.write_bytes(bytes(range(256)) * 32), f"the journal {JOURNAL} is damaged (file is not a database): {ANEW}"),
         (lambda path: path.write_bytes(path.read_bytes()[:20_000]), f"the journal {JOURNAL} is damaged (database disk image is malformed): {ANEW}"),

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import IncompleteError, RunFolderError
-from pipeline.journal import Journal, Record
+from pipeline.journal import Journal, Record, Recovered
 from pipeline.journal.inflight import ENTRY, InFlightTable
 from pipeline.journal.store import file_system_of
 from pipeline.records import Attempt, Completion, Cost, Outcome, Request, Usage
@@ -209,6 +209,26 @@ def test_a_crash_during_recovery_books_nothing_twice(tmp_path: Path) -> None:
     assert found is None or found.in_flight == []
     assert journal.db.execute("SELECT count(*) FROM attempt").fetchone()[0] == 2
     journal.close()
+
+
+def test_what_was_left_is_named_before_it_is_booked(tmp_path: Path) -> None:
+    """Who is killed in between names it again; booked first, it would be named to nobody."""
+    _killed(tmp_path)
+    journal = Journal.open(tmp_path, slots=4)
+    named: list[Recovered] = []
+
+    def killed_here(left: Recovered) -> None:
+        named.append(left)
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        journal.recover(tell=killed_here)
+    journal.close()
+    journal = Journal.open(tmp_path, slots=4)
+    assert journal.db.execute("SELECT count(*) FROM attempt WHERE code = 'killed'").fetchone()[0] == 0
+    journal.recover(tell=named.append)
+    journal.close()
+    assert [left.in_flight for left in named] == [["r3"], ["r3"]]
 
 
 def test_after_a_power_cut_the_list_is_said_to_be_incomplete(bench: Bench) -> None:

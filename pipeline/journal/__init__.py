@@ -116,11 +116,12 @@ class Journal:
         """The index of the input."""
         return Index(self.db)
 
-    def recover(self) -> Recovered | None:
+    def recover(self, tell: Callable[[Recovered], None] = lambda _: None) -> Recovered | None:
         """Name and book what was left in flight: by a run that was killed, or by this one when it was cut off.
 
         Each request whose end is not in the journal becomes a lost attempt of its row: it may have been billed. None when
-        there is nothing to tell.
+        there is nothing to tell. ``tell`` names them before they are booked: whoever is killed in between names them again,
+        where the other way round nobody ever would.
         """
         last = self.db.execute("SELECT run, boot_id, ended_at FROM run ORDER BY run DESC LIMIT 1").fetchone()
         left = self.table.left
@@ -128,6 +129,8 @@ class Journal:
             return None
         with store.transaction(self.db):
             cut_off = [self._full_name(entry) for entry in left if not self._is_durable(entry)]
+            found = Recovered(in_flight=[entry.custom_id for entry in cut_off], may_be_incomplete=last[1] != boot_id())
+            tell(found)
             self.db.executemany(
                 "INSERT INTO attempt VALUES (?, ?, ?, 'killed', 1, NULL, NULL, 'USD', 'unknown', ?, ?)",
                 [(entry.custom_id, entry.fingerprint, entry.call_id, time.time(), last[0]) for entry in cut_off],
@@ -137,7 +140,7 @@ class Journal:
                 (time.time(), self.run),
             )
         self.table.forget_left()
-        return Recovered(in_flight=[entry.custom_id for entry in cut_off], may_be_incomplete=last[1] != boot_id())
+        return found
 
     def _is_durable(self, entry: InFlight) -> bool:
         outcome = self.db.execute(

@@ -73,7 +73,7 @@ SELECT g.no, g.custom_id, s.fingerprint, s.status, s.error_code, s.error_message
     s.cost_unit, iif({_NOTHING} = 0, 'reused', 'unknown'), 0, 0, s.request_id, s.completed_at, s.run, s.accepted
 FROM temp.given g CROSS JOIN outcome s ON s.no = g.source
 """,  # noqa: S608 - _NOTHING is a constant of this module
-    "INSERT INTO reply SELECT g.no, r.body, r.form FROM temp.given g CROSS JOIN reply r ON r.no = g.source",
+    "INSERT INTO reply (no, body, form, crc) SELECT g.no, r.body, r.form, r.crc FROM temp.given g CROSS JOIN reply r ON r.no = g.source",
 )
 
 

@@ -3,6 +3,7 @@
 Everything durable about a run is here. ``input`` is rebuilt whenever an input file or the request changes; ``outcome``,
 ``reply`` and ``attempt`` only ever grow or are replaced by a newer outcome of the same row, so nothing paid for is
 forgotten. Replies stand in a table of their own: counting and matching a million outcomes must not read their text.
+``reply.crc`` is the CRC-32 of ``body``, for SQLite's pages have no checksums; null in replies of version 1.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.errors import IncompleteError, RunFolderError
+from pipeline.journal import migrate
 
-VERSION = 1
+VERSION = 2
 APPLICATION_ID = 0x70697065  # "pipe"
 NETWORK_FILE_SYSTEMS = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "lustre", "gpfs", "beegfs", "drvfs", "fuse.sshfs"}
@@ -39,7 +41,7 @@ CREATE TABLE outcome (
     usage_estimated INTEGER NOT NULL, cost REAL, cost_unit TEXT, cost_source TEXT NOT NULL, sent INTEGER NOT NULL, lost INTEGER NOT NULL,
     call_id TEXT, latency_s REAL, request_id TEXT, completed_at REAL NOT NULL, run INTEGER NOT NULL,
     redo INTEGER NOT NULL DEFAULT 0, accepted INTEGER NOT NULL DEFAULT 0, superseded INTEGER NOT NULL DEFAULT 0);
-CREATE TABLE reply (no INTEGER PRIMARY KEY, body BLOB NOT NULL, form TEXT NOT NULL);
+CREATE TABLE reply (no INTEGER PRIMARY KEY, body BLOB NOT NULL, form TEXT NOT NULL, crc INTEGER);
 CREATE TABLE attempt (
     custom_id TEXT NOT NULL, fingerprint BLOB NOT NULL, call_id TEXT NOT NULL, code TEXT NOT NULL, lost INTEGER NOT NULL,
     model TEXT, cost REAL, cost_unit TEXT NOT NULL, cost_source TEXT NOT NULL, at REAL NOT NULL, run INTEGER NOT NULL);
@@ -74,7 +76,8 @@ def sentences(path: Path) -> Iterator[None]:
 def connect(path: Path, *, create: bool) -> sqlite3.Connection:
     """Open the journal for a run (``create``) or for reading only, after checking that it is one of ours.
 
-    Raises ``RunFolderError`` when it is missing (reading), damaged, something else, or of a newer version.
+    One of an older version is raised to this one by a run, and only seen as this one by a reader. Raises
+    ``RunFolderError`` when it is missing (reading), damaged, something else, or of a newer version.
     """
     if not create and not path.exists():
         raise RunFolderError(f"there is no journal at {path}: nothing has been run there yet")
@@ -120,17 +123,21 @@ def _prepare(db: sqlite3.Connection, path: Path, *, create: bool) -> None:
         db.executescript(
             f"BEGIN; {SCHEMA} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION}; COMMIT;"
         )
+    elif tables == 0 and application_id in (0, APPLICATION_ID):  # killed, or busy, before its schema was there
+        raise RunFolderError(f"there is no journal at {path} yet: nothing has been run there")
     elif application_id != APPLICATION_ID:
         raise RunFolderError(f"{path} is an SQLite file, but no journal of pipeline's; give another --run-dir")
     version = db.execute("PRAGMA user_version").fetchone()[0]
-    if version != VERSION:
+    if not 1 <= version <= VERSION:
         raise RunFolderError(
-            f"the journal {path} has schema version {version}, this pipeline reads version {VERSION}: "
+            f"the journal {path} has schema version {version}, this pipeline reads versions 1 to {VERSION}: "
             "run it with the pipeline that wrote it, or give another --run-dir"
         )
     db.execute("PRAGMA synchronous = FULL")
     db.execute("PRAGMA cache_size = -8000")  # 32 MB were no quicker, at a million rows, and sorting takes as much again
-    db.execute("PRAGMA temp_store = FILE")
+    db.execute("PRAGMA temp_store = FILE")  # drops temporary views: before any is made
+    if version < VERSION:
+        (migrate.raised if create else migrate.seen)(db, VERSION)
 
 
 def file_system_of(path: Path) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
@@ -130,9 +131,9 @@ class Writer:
                 self._db.executemany("DELETE FROM reply WHERE no = ?", [(outcome.index,) for outcome in outcomes])
             self._db.executemany(_INSERT_OUTCOME, [_outcome_values(outcome, self._run) for outcome in outcomes])
             self._db.executemany(
-                "INSERT INTO reply VALUES (?, ?, ?)",
+                "INSERT INTO reply (no, body, form, crc) VALUES (?, ?, ?, ?)",
                 [
-                    (outcome.index, outcome.completion.raw, outcome.completion.form)
+                    (outcome.index, outcome.completion.raw, outcome.completion.form, zlib.crc32(outcome.completion.raw))
                     for outcome in outcomes
                     if outcome.completion is not None
                 ],
