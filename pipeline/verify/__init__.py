@@ -43,7 +43,7 @@ def verify(folder: Path, *, input_path: str | None = None) -> Report:
         with opened_for_reading(folder, input_path=input_path) as space:
             _prove(space, proof)
     except DamagedError as exc:
-        proof.found("journal", str(exc), do=RESTORE)
+        proof.found("journal", str(exc), do="or put back a good copy of the folder")  # it says itself what else to do
     return proof.report()
 
 
@@ -80,7 +80,5 @@ def _check_gone(space: Workspace, proof: Proof, *, new: int) -> None:
 
 def _take_marks(space: Workspace) -> None:
     """Files whose rows are as they were may have been touched or copied: that is no reason not to read them."""
-    known = dict(space.journal.db.execute("SELECT path, mark FROM file"))
-    files = [(str(file.path), mark_of(file)) for file in space.files]
-    if known != dict(files):
-        space.journal.input_moved(files)
+    if not space.moved:  # then they are taken already
+        space.journal.input_moved([(str(file.path), mark_of(file)) for file in space.files])
