@@ -139,7 +139,7 @@ def test_vectors_copies_and_streams_have_no_findings(tmp_path: Path, serve: Call
     server = serve("--dialect", "litellm")
     write_jsonl(tmp_path / "in.jsonl", [{"id": f"r{n}", "text": f"text {n // 2}"} for n in range(20)])
     kinds: dict[str, dict[str, Any]] = {
-        "vectors": {"request__endpoint": "embeddings", "model": "sim/embedding"},
+        "vectors": {"request__endpoint": "embeddings", "model": "nomic-embed-text"},
         "copies": {"request__dedupe": True},
         "streams": {"gateway__stream": True, "gateway__preset": "litellm"},
     }
@@ -430,7 +430,7 @@ def _shown(folder: Path) -> int:
 def cut_off(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder whose run was killed; its gateway is gone, too."""
     folder = tmp_path_factory.mktemp("killed")
-    write_jsonl(folder / "in.jsonl", [{"id": f"r{n}", "text": f"row {n}"} for n in range(2000)])
+    write_jsonl(folder / "in.jsonl", [{"id": f"r{n}", "text": f"row {n}"} for n in range(1000)])
     with simulated(Settings(latency_s=0.05)) as server:
         killed_run(folder, server)
     return folder
