@@ -6,6 +6,7 @@ Whether the gateway may have billed a request that got no answer is decided here
 from __future__ import annotations
 
 import asyncio
+import base64
 import ipaddress
 import socket
 import time
@@ -13,7 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Self, cast
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
@@ -31,6 +33,7 @@ UNPAID_CONNECT_S = 10.0
 REUSED_DROP_S = 1.0
 MAX_REPLY_BYTES = 64 << 20
 WORDS_CHARACTERS = 500
+NO_SECRET = Secret(None)
 _FAMILIES = {"auto": socket.AF_UNSPEC, 4: socket.AF_INET, 6: socket.AF_INET6}
 
 
@@ -61,6 +64,15 @@ class Client:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._secret = Secret(connection.api_key)
+        self._proxy, self._proxy_headers = proxy_of(connection.base_url)
+        # With each request, not of the session: aiohttp sends a session's headers, key and all, to a proxy as well.
+        self._headers = {"Content-Type": "application/json", "User-Agent": "pipeline"}
+        if connection.api_key:
+            self._headers["Authorization"] = f"Bearer {connection.api_key}"
+        if not connection.base_url.startswith(
+            "https:"
+        ):  # then there is no tunnel, and the proxy reads the request itself
+            self._headers |= self._proxy_headers
 
     async def __aenter__(self) -> Self:
         connection = self._connection
@@ -84,15 +96,7 @@ class Client:
             limit=0, keepalive_timeout=KEEP_ALIVE_S, family=_FAMILIES[connection.ip_version], ttl_dns_cache=60
         )
         connector._factory = cast(Any, partial(WatchedConnection, loop=asyncio.get_running_loop()))
-        headers = {"Content-Type": "application/json", "User-Agent": "pipeline"}
-        if connection.api_key:
-            headers["Authorization"] = f"Bearer {connection.api_key}"
-        return aiohttp.ClientSession(
-            connector=connector,
-            headers=headers,
-            trust_env=not is_loopback(connection.base_url),  # no proxy can reach this machine's own loopback for us
-            cookie_jar=aiohttp.DummyCookieJar(),
-        )
+        return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
 
     async def drop(self) -> None:
         """Break every connection: after a sleep of the machine nobody is at their other ends any more."""
@@ -115,16 +119,19 @@ class Client:
             async with self._session.post(
                 self._connection.base_url + endpoint,
                 data=body,
-                headers=headers,
+                headers={**self._headers, **headers},
                 allow_redirects=False,
                 timeout=self._stream_timeout if stream else self._timeout,
+                proxy=self._proxy,
+                proxy_headers=self._proxy_headers,
             ) as response:
                 if stream and response.content_type == "text/event-stream":
                     return await self._assembled(response, started)
                 return self._reply(response, await self._whole(response), started)
         except FOREIGN as exc:
             elapsed = time.monotonic() - started
-            failure = failure_of(exc, stale=isinstance(exc, StaleConnectionError) and elapsed < REUSED_DROP_S)
+            stale = isinstance(exc, StaleConnectionError) and elapsed < REUSED_DROP_S
+            failure = failure_of(exc, stale=stale, secret=self._secret)
             return self._failed(failure, started)
 
     async def get(self, path: str) -> Reply:
@@ -132,11 +139,16 @@ class Client:
         started = time.monotonic()
         try:
             async with self._session.get(
-                self._connection.base_url + path, allow_redirects=False, timeout=self._unpaid_timeout
+                self._connection.base_url + path,
+                headers=self._headers,
+                allow_redirects=False,
+                timeout=self._unpaid_timeout,
+                proxy=self._proxy,
+                proxy_headers=self._proxy_headers,
             ) as response:
                 return self._reply(response, await self._whole(response), started)
         except FOREIGN as exc:
-            return self._failed(failure_of(exc), started)
+            return self._failed(failure_of(exc, secret=self._secret), started)
 
     async def _take_in(self, response: aiohttp.ClientResponse, take: Callable[[bytes], object]) -> None:
         """Hand over the body piece by piece, and raise when it is over its bound: what was read is let go then."""
@@ -244,9 +256,9 @@ _NEVER_SENT: tuple[tuple[type[BaseException], str], ...] = (
 FOREIGN = (aiohttp.ClientError, HttpProcessingError, TimeoutError, OSError, ReplyTooLargeError)
 
 
-def failure_of(exc: BaseException, *, stale: bool = False) -> Failure:
+def failure_of(exc: BaseException, *, stale: bool = False, secret: Secret = NO_SECRET) -> Failure:
     """Name what went wrong on the network, and whether the request may have reached the gateway."""
-    words = " ".join(str(exc).split())[:WORDS_CHARACTERS] or type(exc).__name__
+    words = _words(str(exc), secret) or type(exc).__name__
     for kind, code in _NEVER_SENT:
         if isinstance(exc, kind):
             return Failure(code=code, message=f"cannot connect: {words}", sent=False)
@@ -258,11 +270,34 @@ def failure_of(exc: BaseException, *, stale: bool = False) -> Failure:
     if isinstance(exc, ReplyTooLargeError):
         return Failure(code="reply_too_large", message=words, sent=True)
     if isinstance(exc, aiohttp.ClientResponseError | HttpProcessingError):
-        words = " ".join(exc.message.split())[:WORDS_CHARACTERS]
+        words = _words(exc.message, secret)
         return Failure(code="malformed_reply", message=f"what came is no good HTTP: {words}", sent=True)
     return Failure(
         code="disconnected", message=f"the connection broke before the answer was complete: {words}", sent=True
     )
+
+
+def _words(text: str, secret: Secret) -> str:
+    """Cut to a length after the key is out: half of one would be left at the end."""
+    return secret.out_of(" ".join(text.split()))[:WORDS_CHARACTERS]
+
+
+def proxy_of(base_url: str) -> tuple[str | None, dict[str, str]]:
+    """The proxy that the environment names for a gateway, and the header that says who we are there.
+
+    aiohttp's own look at the environment takes ~/.netrc for the gateway's key, too, and fails where both are there. No proxy
+    can reach this machine's own loopback for us.
+    """
+    url = urlsplit(base_url)
+    found = getproxies().get(url.scheme)
+    if not found or is_loopback(base_url) or proxy_bypass(url.hostname or ""):
+        return None, {}
+    proxy = urlsplit(found if "://" in found else f"http://{found}")
+    bare = proxy._replace(netloc=proxy.netloc.rpartition("@")[2]).geturl()
+    if proxy.username is None:
+        return bare, {}
+    who = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
+    return bare, {"Proxy-Authorization": f"Basic {base64.b64encode(who.encode()).decode()}"}
 
 
 def is_loopback(base_url: str) -> bool:

@@ -509,7 +509,7 @@ def test_a_folder_for_results_that_cannot_be_written(here: Here, monkeypatch: py
 
 
 def test_an_option_takes_the_place_of_its_rival_in_the_job_file(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MY_KEY", "sk-x")
+    monkeypatch.setenv("MY_KEY", "sk-SECRET-x")
     lines = {"request.prompt": None, "request.prompt_file": '"gone.txt"', "gateway.api_key_file": '"gone"'}
     here.put({"job.toml": toml(lines)})
     assert here.run("run job.toml -q -p '{{ text }}' --api-key-env MY_KEY").code == 0

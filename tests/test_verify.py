@@ -140,8 +140,8 @@ def test_vectors_copies_and_streams_have_no_findings(tmp_path: Path, serve: Call
     write_jsonl(tmp_path / "in.jsonl", [{"id": f"r{n}", "text": f"text {n // 2}"} for n in range(20)])
     kinds: dict[str, dict[str, Any]] = {
         "vectors": {"request__endpoint": "embeddings", "model": "nomic-embed-text"},
-        "copies": {"request__dedupe": True},
-        "streams": {"gateway__stream": True, "gateway__preset": "litellm"},
+        "copies": {"request__dedupe": True, "model": "lab/priced"},
+        "streams": {"gateway__stream": True, "gateway__preset": "litellm", "model": "lab/priced"},
     }
     for name, changes in kinds.items():
         for form in FORMATS:

@@ -280,6 +280,9 @@ def _run(job: Job, given: Mapping[str, Any], wishes: Wishes) -> Summary:
 
 def main() -> None:
     """The console script: every error of a user's is a sentence, every exit code one of the contract's."""
+    from pipeline.secret import stay_out_of_core_dumps
+
+    stay_out_of_core_dumps()
     try:
         code = cli.main(standalone_mode=False)
     except PipelineError as exc:
