@@ -27,7 +27,7 @@ KEY = f"{MARK}-0123456789-abcdefghij"
 ALLOWED = (
     "*/key",
     "*/faults*.json",
-    "test_what_cannot_be_meant_is_re*/job.toml",
+    "test_what_is_wrong_is_said_and*/job.toml",
     "test_secrets*/planted*",
 )
 

@@ -184,9 +184,19 @@ def start(folder: Path, words: list[str]) -> subprocess.Popen[bytes]:
     )
 
 
+def backed_up(source: Path, target: Path) -> None:
+    """As ``sqlite3 journal.sqlite ".backup copy.sqlite"`` does it."""
+    target.mkdir(mode=0o700)
+    with (
+        closing(sqlite3.connect(source / "journal.sqlite")) as one,
+        closing(sqlite3.connect(target / "journal.sqlite")) as other,
+    ):
+        one.backup(other)
+
+
 def copied(source: Path, target: Path, order: list[str], pause_s: float) -> None:
     """File by file, some time apart: as slow copies of large folders are."""
-    target.mkdir(mode=0o700)
+    target.mkdir(mode=0o700, exist_ok=True)
     for name in order:
         for path in source.glob(name):
             if path.name.endswith(".partial") or (target / path.name).exists():
@@ -200,6 +210,7 @@ def copied(source: Path, target: Path, order: list[str], pause_s: float) -> None
 
 ORDERS = {
     "without the wal": (["journal.sqlite", "[a-il-z]*"], 0.0),  # the first: all is in there still
+    "a backup": ([], 0.0),
     "at once": (["*"], 0.0),
     "journal first": (["journal.sqlite", "journal.sqlite-wal", "*"], 0.4),
     "journal last": (["status.json", "journal.sqlite-wal", "journal.sqlite", "*"], 0.4),
@@ -224,6 +235,8 @@ def test_a_hot_copy_is_used_or_known_to_be_damaged(tmp_path: Path, serve: Callab
             folder = tmp_path / name
             folder.mkdir()
             shutil.copy2(here / "in.jsonl", folder / "in.jsonl")
+            if name == "a backup":
+                backed_up(here / "out.jsonl.run", folder / "out.jsonl.run")
             copied(here / "out.jsonl.run", folder / "out.jsonl.run", order, pause_s)
             copies.append(folder)
         assert at_work.poll() is None, "the copies were to be made while it works"
@@ -234,6 +247,7 @@ def test_a_hot_copy_is_used_or_known_to_be_damaged(tmp_path: Path, serve: Callab
     print(told)
     assert told["refused"] >= 1, "a copy without its -wal lacks rows that were shown"
     assert told["went on"] >= 1
+    assert not (tmp_path / "a backup").exists(), "it is whole, and went on"
 
 
 def _what_becomes_of(folder: Path, url: str, count: int) -> str:

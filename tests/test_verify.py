@@ -464,6 +464,7 @@ def test_a_killed_run_is_no_damage_but_a_lost_wal_is(killed: Folder, pipeline: P
     assert "--accept-changes" in again.err
 
 
+@pytest.mark.slow
 def test_what_a_killed_run_named_is_booked(killed: Folder, pipeline: Pipeline) -> None:
     again = pipeline("try", "-n", "1", "-i", "in.jsonl", "-o", "out.jsonl", "--base-url", "http://127.0.0.1:1/v1", "-m", "sim/echo", "-p", "{{ text }}", "--id", "id", "--set", "limits.max_outage=1")  # fmt: skip
     assert again.code != 1, again.err
