@@ -100,11 +100,12 @@ def opened(job: Job, *, slots: int, adopt: bool, copied: bool = False) -> Iterat
     """
     folder = job.run_folder
     new = not (folder / FILE_NAME).exists()
-    if not adopt:
-        whole.check_kept(folder / FILE_NAME, shown_in(folder))
+    shown = 0 if adopt else shown_in(folder)
+    whole.check_kept(folder / FILE_NAME, shown)
     files = _input_files(job, folder)
     journal = Journal.open(folder, slots=slots)
     try:
+        whole.check_kept(journal.path, shown, journal.db)
         if copied:
             whole.check_pages(journal.db, journal.path)
         with sentences(journal.path):

@@ -11,17 +11,21 @@ from contextlib import closing
 from pathlib import Path
 
 from pipeline.errors import DamagedError
-from pipeline.journal.store import APPLICATION_ID, sentences
+from pipeline.journal.store import APPLICATION_ID, NETWORK_FILE_SYSTEMS, file_system_of, sentences
 
 _COPY = "If this is a copy, make it again when no run works, of the whole folder with its journal.sqlite-wal"
 
 
-def check_kept(path: Path, shown: int) -> None:
-    """Raises ``DamagedError`` when the journal at ``path`` has fewer rows done than the ``shown`` ones."""
-    if not shown:
+def check_kept(path: Path, shown: int, db: sqlite3.Connection | None = None) -> None:
+    """Raises ``DamagedError`` when the journal at ``path`` has fewer rows done than the ``shown`` ones.
+
+    Without ``db`` it is only looked at, before anybody makes one where none is; not across a network, where a second
+    connection is none of ours: there the one that is open is asked.
+    """
+    if not shown or (db is None and file_system_of(path.parent) in NETWORK_FILE_SYSTEMS):
         return
     with sentences(path):
-        kept = _outcomes(path)
+        kept = _outcomes(path) if db is None else int(db.execute("SELECT count(*) FROM outcome").fetchone()[0])
     if kept is not None and kept < shown:
         raise DamagedError(
             f"the journal {path} is not whole: {shown:,} rows were done as status.json beside it says, the journal has {kept:,}. "
