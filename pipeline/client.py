@@ -5,18 +5,19 @@ Whether the gateway may have billed a request that got no answer is decided belo
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol, Self
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from pipeline.failures import cut, senseless
+from pipeline.failures import WORDS_CHARACTERS, cut, senseless
 from pipeline.jsonio import dumps, loads
-from pipeline.records import Failure, Reply
+from pipeline.records import Failure, Proxy, Reply
 from pipeline.secret import Secret
 from pipeline.stream import Assembly
 from pipeline.wire import Answer, Times, Wire
@@ -82,11 +83,12 @@ class Client:
         if connection.api_key:
             headers["Authorization"] = f"Bearer {connection.api_key}"
         family, most = _FAMILIES[connection.ip_version], connection.max_reply_bytes
-        if not is_proxied(connection.base_url):
+        proxy = proxy_of(connection.base_url)
+        if proxy is None:
             return Wire(connection.base_url, headers, family=family, max_reply_bytes=most)
         from pipeline.session import Session  # aiohttp takes its time to be imported, and few need it
 
-        return Session(connection.base_url, headers, family=family, max_reply_bytes=most)
+        return Session(connection.base_url, headers, proxy=proxy, family=family, max_reply_bytes=most)
 
     async def drop(self) -> None:
         """Break every connection: after a sleep of the machine nobody is at their other ends any more."""
@@ -114,7 +116,8 @@ class Client:
             came = _put_together(came, came.events)
         elapsed_s = time.monotonic() - started
         if isinstance(came, Failure):
-            failure = replace(came, message=self._secret.out_of(came.message))
+            # Cut only now: of a key that is cut in two nobody would find the half.
+            failure = replace(came, message=self._secret.out_of(came.message)[:WORDS_CHARACTERS])
             return Reply(status=0, headers={}, body=b"", json=None, elapsed_s=elapsed_s, failure=failure)
         body = self._secret.out_of_body(came.body, is_answer=came.status == 200)
         try:
@@ -136,10 +139,22 @@ def _put_together(answer: Answer, events: Assembly) -> Answer | Failure:
     return replace(answer, status=status, body=dumps(body), events=None)
 
 
-def is_proxied(base_url: str) -> bool:
-    """Whether the environment names a proxy for a base URL. None can reach this machine's own loopback for us."""
+def proxy_of(base_url: str) -> Proxy | None:
+    """The proxy that the environment names for a gateway, if any.
+
+    aiohttp's own look at the environment takes ~/.netrc for the gateway's key, too, and fails where both are there. No proxy
+    can reach this machine's own loopback for us.
+    """
     url = urlsplit(base_url)
-    return not is_loopback(base_url) and url.scheme in getproxies() and not proxy_bypass(url.hostname or "")
+    found = getproxies().get(url.scheme)
+    if not found or is_loopback(base_url) or proxy_bypass(url.hostname or ""):
+        return None
+    proxy = urlsplit(found if "://" in found else f"http://{found}")
+    bare = proxy._replace(netloc=proxy.netloc.rpartition("@")[2]).geturl()
+    if proxy.username is None:
+        return Proxy(url=bare)
+    who = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
+    return Proxy(url=bare, headers={"Proxy-Authorization": f"Basic {base64.b64encode(who.encode()).decode()}"})
 
 
 def is_loopback(base_url: str) -> bool:

@@ -5,7 +5,8 @@ PipelineError                       exit
  │    ├── JobError                  2    the job file or an option: key path, what was expected
  │    ├── InputError                2    the prompt set: file, line or row
  │    ├── TemplateError             2    the prompt template: line, column, the columns there are
- │    └── RunFolderError            2    the run folder or journal: belongs to something else, damaged, too new
+ │    └── RunFolderError            2    the run folder or journal: belongs to something else, too new
+ │         └── DamagedError         2    the journal is damaged, or not whole; verify: 6
  ├── GatewayError                   4    key, access, consent, or never reached
  ├── BudgetError                    5    out of money
  ├── LookError                      6    stopped, or found something: a person must look
@@ -46,6 +47,10 @@ class TemplateError(UsageError):
 
 class RunFolderError(UsageError):
     """The run folder or its journal cannot be used for this job."""
+
+
+class DamagedError(RunFolderError):
+    """The journal is damaged, or lacks what it once had."""
 
 
 class GatewayError(PipelineError):

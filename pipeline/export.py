@@ -34,12 +34,12 @@ def export_folder(
             )
         check_apart(path, space.job.input.path, space.files)
         if not results_only:
-            _check_unchanged(space, moved=input_path is not None)
+            _check_unchanged(space)
         rows = export(space, path=path, output_format=kind, selection=selection, results_only=results_only)
         return rows, pending
 
 
-def _check_unchanged(space: Workspace, *, moved: bool) -> None:
+def _check_unchanged(space: Workspace) -> None:
     """Answers must not stand beside other rows; where files were moved, only the rows can tell."""
     marks = dict(space.journal.db.execute("SELECT path, mark FROM file"))
     changed = (
@@ -47,5 +47,5 @@ def _check_unchanged(space: Workspace, *, moved: bool) -> None:
         for file in space.files
         if marks.get(str(file.path)) != mark_of(file)
     )
-    for finding in unlike_the_index(space) if moved else changed:
+    for finding in unlike_the_index(space) if space.moved else changed:
         raise RunFolderError(f"{finding}: run the job again first, or leave the input out with --results-only")

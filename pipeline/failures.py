@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from pipeline.records import Failure
 
-WORDS_CHARACTERS = 500
+WORDS_CHARACTERS = 500  # of a message, once a key was looked for in it
 NEVER_SENT = frozenset({"connect_timeout", "dns_failed", "tls_failed", "proxy_failed", "connect_failed"})
 
 
 def never_sent(code: str, words: str) -> Failure:
     """There was no connection; ``code`` is one of ``NEVER_SENT``."""
-    return Failure(code=code, message=_short(f"cannot connect: {words}"), sent=False)
+    return Failure(code=code, message=_in_one_line(f"cannot connect: {words}"), sent=False)
 
 
 def malformed(words: str) -> Failure:
     """What came is not what HTTP allows."""
-    return Failure(code="malformed_reply", message=_short(f"what came is no good HTTP: {words}"), sent=True)
+    return Failure(code="malformed_reply", message=_in_one_line(f"what came is no good HTTP: {words}"), sent=True)
 
 
 def disconnected(words: str) -> Failure:
     """The connection broke."""
     message = f"the connection broke before the answer was complete: {words}"
-    return Failure(code="disconnected", message=_short(message), sent=True)
+    return Failure(code="disconnected", message=_in_one_line(message), sent=True)
 
 
 def stale() -> Failure:
@@ -43,7 +43,7 @@ def too_large(most: int) -> Failure:
 
 def senseless(exc: Exception) -> Failure:
     """Events that are JSON, but not of a chat."""
-    return Failure(code="malformed_stream", message=_short(f"the stream makes no sense: {exc}"), sent=True)
+    return Failure(code="malformed_stream", message=_in_one_line(f"the stream makes no sense: {exc}"), sent=True)
 
 
 def cut() -> Failure:
@@ -51,5 +51,5 @@ def cut() -> Failure:
     return Failure(code="stream_cut", message="the stream ended before the answer did", sent=True)
 
 
-def _short(text: str) -> str:
-    return " ".join(text.split())[:WORDS_CHARACTERS]
+def _in_one_line(text: str) -> str:
+    return " ".join(text.split())

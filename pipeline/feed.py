@@ -77,6 +77,11 @@ class Feed:
         if problems:
             raise bad_lines(problems)
 
+    def identity(self, file: InputFile, line: int, data: dict[str, Any]) -> tuple[str | None, bytes]:
+        """Id and fingerprint of one row as the index pass makes them. Raises ``InputError`` where the id is none."""
+        row = self._row(line, data)
+        return row.custom_id, self._fingerprint(row, file)
+
     def _fingerprint(self, row: Row, file: InputFile) -> bytes:
         try:
             return self._template.compose(row, file.path.parent, whole=False).fingerprint

@@ -262,6 +262,16 @@ def _doing(to_send: int, activity: Activity) -> str:
     return ""
 
 
+def shown_in(folder: Path) -> int:
+    """How many rows the last status in a run folder says were done; 0 where it does not say."""
+    try:
+        status = orjson.loads((folder / STATUS_FILE).read_bytes())
+    except (OSError, ValueError):
+        return 0
+    counts = [status.get(name) for name in ("completed", "failed")] if isinstance(status, dict) else []
+    return sum(count for count in counts if type(count) is int)
+
+
 class StatusFile:
     """``status.json`` in the run folder, replaced atomically: what ``pipeline status`` reads, also after a kill."""
 

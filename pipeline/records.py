@@ -55,6 +55,14 @@ class Request:
 
 
 @frozen
+class Proxy:
+    """What stands between; ``headers`` say who we are there, and are for nobody else. Its repr does not tell them."""
+
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+@frozen
 class Failure:
     """Why there is no reply. ``sent`` says whether the gateway may have seen, and billed, the request.
 

@@ -33,32 +33,45 @@ def export(
     tick: Callable[[], None] = lambda: None,
 ) -> int:
     """Write results to ``path`` with ``<path>.meta.json`` beside it; returns the rows written. ``tick`` may raise."""
-    journal = workspace.journal
+    with sentences(workspace.journal.path):
+        plan = plan_of(
+            workspace, path=path, output_format=output_format, selection=selection, results_only=results_only, tick=tick
+        )
+        rows = write_results(Projection(workspace.journal.db), plan)
+    write_meta(path, plan.metadata)
+    return rows
+
+
+def plan_of(
+    workspace: Workspace,
+    *,
+    path: Path,
+    output_format: OutputFormat,
+    selection: Selection = "all",
+    results_only: bool = False,
+    tick: Callable[[], None] = lambda: None,
+) -> Plan:
+    """What an export writes, and what a results file is held against."""
     columns = workspace.layout()
     if results_only or output_format == "batch":
         columns = replace(columns, kept=())
 
     def stretches() -> Iterator[Stretch]:
-        walk = workspace.feed.stretches(columns.kept) if columns.kept else _without_input(journal)
+        walk = workspace.feed.stretches(columns.kept) if columns.kept else without_input(workspace.journal)
         for stretch in walk:
             tick()
             yield stretch
 
-    with sentences(journal.path):
-        metadata = provenance(workspace)
-        plan = Plan(
-            path=path,
-            format=output_format,
-            layout=columns,
-            selection=selection,
-            stretches=stretches,
-            arrow=_arrow(workspace, columns) if output_format == "parquet" else None,
-            read_content=workspace.dialect.content,
-            metadata=metadata,
-        )
-        rows = write_results(Projection(journal.db), plan)
-    write_meta(path, metadata)
-    return rows
+    return Plan(
+        path=path,
+        format=output_format,
+        layout=columns,
+        selection=selection,
+        stretches=stretches,
+        arrow=_arrow(workspace, columns) if output_format == "parquet" else None,
+        read_content=workspace.dialect.content,
+        metadata=provenance(workspace),
+    )
 
 
 def format_of(path: Path, asked: str | None) -> OutputFormat:
@@ -70,7 +83,8 @@ def format_of(path: Path, asked: str | None) -> OutputFormat:
     raise UsageError(f"the ending of {path.name!r} names no format; use {', '.join(FORMAT_OF_ENDING)} or --format")
 
 
-def _without_input(journal: Journal) -> Iterator[Stretch]:
+def without_input(journal: Journal) -> Iterator[Stretch]:
+    """The rows of the index, with nothing of the input beside them."""
     for path, last in journal.db.execute(
         "SELECT f.path, max(i.line) FROM file f JOIN input i USING (file) GROUP BY f.file ORDER BY f.place"
     ).fetchall():

@@ -52,7 +52,8 @@ class Run:
         """The life of a run. Raises ``PipelineError`` for what stops it before anything is sent."""
         key = self._job.api_key()
         folder = make_folder(self._job)
-        with Lock(folder), opened(self._job, slots=self._job.rows_at_once, adopt=self._wishes.accept_changes) as space:
+        slots, adopt = self._job.rows_at_once, self._wishes.accept_changes
+        with Lock(folder) as lock, opened(self._job, slots=slots, adopt=adopt, copied=lock.copied) as space:
             status = StatusFile(folder, self._facts(space))
             space.journal.recover(tell=self._tell)
             with space.journal.all_or_nothing():  # a run that is refused leaves everything as it was

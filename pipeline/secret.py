@@ -5,8 +5,10 @@ Taken out at the door, it cannot get into journal, results, log or message by an
 
 from __future__ import annotations
 
+import base64
 import re
-from collections.abc import Mapping
+import resource
+from collections.abc import Iterator, Mapping
 from urllib.parse import quote
 
 from pipeline.jsonio import dumps, loads
@@ -16,12 +18,27 @@ LEAST_IN_ANSWERS = 16  # a shorter "key" of a server that needs none is often a 
 _ESCAPE = re.compile(rb"\\u00|\\/")  # other ways to write ASCII in JSON
 
 
+def stay_out_of_core_dumps() -> None:
+    """Have the kernel write no image of this process, in which a key would be; 1 byte is what it takes for none, also where a
+    program collects them."""
+    hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+    resource.setrlimit(resource.RLIMIT_CORE, (min(1, hard) if hard >= 0 else 1, hard))
+
+
+def _in_base64(key: str) -> Iterator[str]:
+    """What of a long key's base64 depends on it alone, wherever in the encoded text (``user:key``, ``Bearer key``) it began."""
+    for before in range(3):
+        text = base64.b64encode(bytes(before) + key.encode()).decode()
+        if len(key) >= LEAST_IN_ANSWERS:
+            yield text[-(-before * 8 // 6) : (before + len(key.encode())) * 8 // 6]
+
+
 class Secret:
     """``Secret(key).out_of(text)``; a key of None is nowhere. Its repr does not tell it."""
 
     def __init__(self, key: str | None) -> None:
         self._key = key or ""
-        self._words = tuple(dict.fromkeys((key, quote(key, safe="")))) if key else ()
+        self._words = tuple(dict.fromkeys((key, quote(key, safe=""), *_in_base64(key)))) if key else ()
         self._needles = tuple(dumps(word)[1:-1] for word in self._words)
 
     def out_of(self, text: str) -> str:

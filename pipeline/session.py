@@ -12,7 +12,7 @@ import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
 
 from pipeline.failures import disconnected, malformed, never_sent, senseless, timed_out, too_large
-from pipeline.records import Failure
+from pipeline.records import Failure, Proxy
 from pipeline.stream import EVENTS, Assembly
 from pipeline.wire import KEEP_ALIVE_S, Answer, Times
 
@@ -30,24 +30,28 @@ FOREIGN = (aiohttp.ClientError, HttpProcessingError, TimeoutError, OSError)
 
 
 class Session:
-    """``await session.exchange(...)`` as a ``Wire`` has it, by the proxy that the environment names."""
+    """``await session.exchange(...)`` as a ``Wire`` has it, by way of a proxy."""
 
     def __init__(
         self,
         base_url: str,
         headers: Mapping[str, str],
         *,
+        proxy: Proxy,
         family: int = socket.AF_UNSPEC,
         max_reply_bytes: int,
     ) -> None:
         self._base_url = base_url
         self._most = max_reply_bytes
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S, family=_family(family)),
-            headers=headers,
-            trust_env=True,
-            cookie_jar=aiohttp.DummyCookieJar(),
+        self._proxy = proxy
+        # With each request, not of the session: aiohttp sends a session's headers, key and all, to a proxy as well.
+        self._headers = dict(headers)
+        if not base_url.startswith("https:"):  # then there is no tunnel, and the proxy reads the request itself
+            self._headers |= proxy.headers
+        connector = aiohttp.TCPConnector(
+            limit=0, keepalive_timeout=KEEP_ALIVE_S, family=socket.AddressFamily(family), ttl_dns_cache=60
         )
+        self._session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
 
     async def exchange(
         self, method: str, path: str, body: bytes, headers: Mapping[str, str], *, times: Times, events: bool = False
@@ -58,9 +62,11 @@ class Session:
                 method,
                 self._base_url + path,
                 data=body or None,
-                headers=headers,
+                headers={**self._headers, **headers},
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(total=times.total_s, connect=times.connect_s, sock_read=times.silence_s),
+                proxy=self._proxy.url,
+                proxy_headers=self._proxy.headers,
             ) as response:
                 return await self._taken_in(response, events)
         except FOREIGN as exc:
@@ -88,10 +94,6 @@ class Session:
     async def close(self) -> None:
         """Break every connection."""
         await self._session.close()
-
-
-def _family(family: int) -> socket.AddressFamily:
-    return socket.AddressFamily(family)
 
 
 def failure_of(exc: BaseException) -> Failure:

@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,9 @@ from pipeline.errors import InputError, JobError, RunFolderError
 from pipeline.feed import Feed, bad_lines, mark_of
 from pipeline.gateways import OpenAI, dialect_of
 from pipeline.job import Job
-from pipeline.journal import FILE_NAME, Journal, sentences
+from pipeline.journal import FILE_NAME, Journal, sentences, whole
+from pipeline.moved import beside, is_elsewhere, taken_along
+from pipeline.progress import shown_in
 from pipeline.records import EMBEDDINGS
 from pipeline.sink import Layout, layout
 from pipeline.source import InputFile, chunks, column_names, find
@@ -28,7 +30,10 @@ SPOOL = "stdin.jsonl"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workspace:
-    """Everything a command needs to work on one run folder. ``columns`` are those of the first rows."""
+    """Everything a command needs to work on one run folder. ``columns`` are those of the first rows.
+
+    ``moved``: the input is not where it was indexed, and only its rows can tell whether it is the same.
+    """
 
     job: Job
     folder: Path
@@ -41,6 +46,7 @@ class Workspace:
     feed: Feed
     dialect: OpenAI
     spec: str
+    moved: bool = False
 
     @property
     def vectors(self) -> bool:
@@ -85,17 +91,23 @@ def _check_writable(output: Path) -> None:
 
 
 @contextmanager
-def opened(job: Job, *, slots: int, adopt: bool) -> Iterator[Workspace]:
+def opened(job: Job, *, slots: int, adopt: bool, copied: bool = False) -> Iterator[Workspace]:
     """Open a job's workspace for writing; the caller holds the folder's lock.
 
-    ``adopt`` lets a folder that was made for another input take this one. Raises any ``UsageError`` the job, the input,
-    the template or the folder deserve.
+    ``adopt`` lets a folder that was made for another input take this one, or go on without rows that it has lost.
+    ``copied``: the folder may have been copied while a run worked. Raises any ``UsageError`` the job, the input, the template
+    or the folder deserve.
     """
     folder = job.run_folder
     new = not (folder / FILE_NAME).exists()
+    shown = 0 if adopt else shown_in(folder)
+    whole.check_kept(folder / FILE_NAME, shown)
     files = _input_files(job, folder)
     journal = Journal.open(folder, slots=slots)
     try:
+        whole.check_kept(journal.path, shown, journal.db)
+        if copied:
+            whole.check_pages(journal.db, journal.path)
         with sentences(journal.path):
             _check_owner(journal, job, new=new, adopt=adopt)
             yield _assemble(job, folder, journal, files)
@@ -112,14 +124,17 @@ def opened_for_reading(
     try:
         with sentences(journal.path):
             job = job_of(journal)
+            moved = input_path is not None
+            if is_elsewhere(job, folder):
+                moved, job = True, taken_along(job, folder)
             if input_path is not None:
                 job = job.model_copy(
                     update={"input": job.input.model_copy(update={"path": str(Path(input_path).absolute())})}
                 )
             files = [] if without_input else _files_again(job, folder)
-            if input_path is not None and files:
+            if moved and files:
                 journal.input_moved([(str(file.path), mark_of(file)) for file in files])
-            yield _assemble(job, folder, journal, files)
+            yield replace(_assemble(job, folder, journal, files), moved=moved)
     finally:
         journal.close()
 
@@ -267,14 +282,17 @@ def _prompt_text(job: Job) -> str | None:
 
 
 def _check_owner(journal: Journal, job: Job, *, new: bool, adopt: bool) -> None:
-    """A folder that belongs to another input or output must not quietly become this job's."""
-    mine = {"input": job.input.path, "output": str(job.output.path)}
-    for what, value in mine.items():
+    """A folder that belongs to another input or output must not quietly become this job's; one that moved with them may."""
+    text, folder = journal.get("job"), journal.path.parent
+    was = None if text is None else job_of(journal).run_folder
+    for what, value in (("input", job.input.path), ("output", str(job.output.path))):
         owner = journal.get(what)
-        if owner is not None and owner != value and not adopt:
+        if owner is None or owner == value or adopt:
+            continue
+        if was is None or beside(owner, was, folder) != value:
             raise RunFolderError(
-                f"the run folder {journal.path.parent} belongs to the {what} {owner}, this job's is {value}: give another "
-                f"--run-dir, or go on with it on purpose with --accept-changes"
+                f"the run folder {folder} belongs to the {what} {owner}, this job's is {value}: give another --run-dir, or go "
+                f"on with it on purpose with --accept-changes"
             )
     if not new and journal.get("input") is None and journal.db.execute("SELECT 1 FROM run").fetchone():
         raise RunFolderError(f"the run folder {journal.path.parent} belongs to no job; give another --run-dir")

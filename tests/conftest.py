@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 import pytest
+from leaks import Watch, leaks_in, scan
 
 from pipeline import Job, Summary, Wishes, run
 
@@ -27,6 +28,28 @@ class Ended:
 
 
 Pipeline = Callable[..., Ended]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_key_shows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watch]:
+    """Promise 9 over the whole suite: no key in what tests leave below their folder, what children print, what errors say."""
+    watch = Watch()
+    watch.start()
+    yield watch
+    watch.stop()
+    found = [*watch.found, *scan(tmp_path_factory.getbasetemp())]
+    assert not found, "\n".join(["a key shows in:", *found])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Nor in what a test itself printed or logged."""
+    report = yield
+    told = [name for name, text in report.sections if leaks_in(text)]
+    if told and report.passed:
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid}: a key shows in: {', '.join(told)}"
+    return report
 
 
 @pytest.fixture(autouse=True)

@@ -53,7 +53,12 @@ def answered(request: Request, content: str | None = "an answer", **changes: Any
                 "logprobs": None,
             }
         ],
-        "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10},
+        "usage": {
+            "prompt_tokens": 7,
+            "completion_tokens": 3,
+            "total_tokens": 10,
+            "prompt_tokens_details": {"cached_tokens": 2},
+        },
     }
     completion = Completion(
         content=content,

@@ -234,10 +234,10 @@ def unknown_model(lab: Lab) -> None:
 
 def bad_key(lab: Lab) -> None:
     """The same for a key that is none; and the key is not in what is said."""
-    ended = lab.run(SIX, lab.gateway.priced, key="sk-not-this-one")
+    ended = lab.run(SIX, lab.gateway.priced, key="sk-SECRET-not-this-one")
     assert ended.code == 4, ended.err
     assert "key" in ended.err
-    assert "sk-not-this-one" not in ended.err
+    assert "sk-SECRET-not-this-one" not in ended.err
     _refused(lab)
 
 

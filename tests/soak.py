@@ -85,7 +85,7 @@ class Member:
                     "--set", "gateway.first_byte_timeout=10", "--set", "gateway.timeout=20",
                 ],
                 cwd=self.folder, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors,
-                env={**clean_environment(), "PIPELINE_API_KEY": "sk-of-both-members-of-the-soak"},
+                env={**clean_environment(), "PIPELINE_API_KEY": "sk-SECRET-of-both-members"},
             )  # fmt: skip
 
     def look(self, now: float) -> None:

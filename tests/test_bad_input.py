@@ -509,7 +509,7 @@ def test_a_folder_for_results_that_cannot_be_written(here: Here, monkeypatch: py
 
 
 def test_an_option_takes_the_place_of_its_rival_in_the_job_file(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MY_KEY", "sk-x")
+    monkeypatch.setenv("MY_KEY", "sk-SECRET-x")
     lines = {"request.prompt": None, "request.prompt_file": '"gone.txt"', "gateway.api_key_file": '"gone"'}
     here.put({"job.toml": toml(lines)})
     assert here.run("run job.toml -q -p '{{ text }}' --api-key-env MY_KEY").code == 0
@@ -615,8 +615,11 @@ def test_a_journal_that_is_none_stays_as_it_is(here: Here, change: Callable[[Pat
     for name in ("journal.sqlite-wal", "journal.sqlite-shm"):
         journal.with_name(name).unlink(missing_ok=True)
     change(journal)
-    for command in (FIRST, "export out.jsonl -o x.csv", "verify out.jsonl"):
+    for command in (FIRST, "export out.jsonl -o x.csv"):
         _refused(here, command, says)
+    ended = here.run("verify out.jsonl")
+    assert ended.code == (6 if "is damaged" in says else 2)
+    assert here.same(ended.err.split(": ", 1)[1][: len(says.replace("{tmp}", str(here.folder)))] + "\n", says + "\n")
 
 
 @pytest.mark.parametrize("content", [b"no table at all", None], ids=["garbage", "folder"])

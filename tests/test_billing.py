@@ -32,13 +32,13 @@ from pipeline.signals import Signals
 from pipeline.simulator import Entry, Faults, Settings, Simulator
 from pipeline.simulator.catalogue import Model
 
-ENVIRONMENT = {"PIPELINE_API_KEY": "sk-1"}
+ENVIRONMENT = {"PIPELINE_API_KEY": "sk-SECRET-0001-0001-0001"}
 PRICES = {"input_per_million": 0.15, "output_per_million": 0.60}
 
 
 @pytest.fixture(autouse=True)
 def _key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PIPELINE_API_KEY", "sk-1")
+    monkeypatch.setenv("PIPELINE_API_KEY", "sk-SECRET-0001-0001-0001")
 
 
 def job(folder: Path, url: str, rows: list[dict[str, Any]], **changes: Any) -> Job:
@@ -317,7 +317,7 @@ def test_the_ledger_is_waited_for_a_while_and_not_after_a_signal(monkeypatch: py
     said: list[str] = []
 
     async def wait(url: str, ours: float, before: float, signals: Signals) -> tuple[float | None, float]:
-        connection = Connection(base_url=url, api_key="sk-1", timeout_s=5, connect_timeout_s=5)
+        connection = Connection(base_url=url, api_key="sk-SECRET-0001-0001-0001", timeout_s=5, connect_timeout_s=5)
         started = time.monotonic()
         moved = await ledger_since(
             connection, LiteLLM(), before=before, ours=ours, over=lambda: signals.error is not None, say=said.append
@@ -358,7 +358,7 @@ def test_what_witnesses_cost_is_in_the_total(tmp_path: Path, serve: Callable[...
 def test_coins_stay_coins_when_no_row_is_done(
     tmp_path: Path, serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("LUMEN_API_KEY", "key-1")
+    monkeypatch.setenv("LUMEN_API_KEY", "sk-SECRET-0001-0001-0001")
     server = serve("--dialect", "lumen", faults=[{"fault": "empty_choices"}])
     more = {"gateway__preset": "lumen", "model": "dummy", "limits__max_attempts": 2}
     summary = run(job(tmp_path, server.url, rows_of("one"), **more))

@@ -91,7 +91,14 @@ def test_odd_fields_are_not_known(odd: Any) -> None:
 
 def test_models_is_an_aligned_table(pipeline: Pipeline) -> None:
     with canned(litellm()) as server:
-        ended = pipeline("models", "-g", "litellm", "--base-url", f"{server.url}/v1", env={"PIPELINE_API_KEY": "sk-1"})
+        ended = pipeline(
+            "models",
+            "-g",
+            "litellm",
+            "--base-url",
+            f"{server.url}/v1",
+            env={"PIPELINE_API_KEY": "sk-SECRET-0001-0001-0001"},
+        )
     lines = ended.out.splitlines()
     assert (ended.code, ended.err) == (0, "")
     assert lines[0].split() == ["MODEL", "MODE", "CONTEXT", "IN", "OUT", "CACHED", "CACHING", "STATUS"]
@@ -104,7 +111,15 @@ def test_models_is_an_aligned_table(pipeline: Pipeline) -> None:
 
 def test_models_as_json(pipeline: Pipeline) -> None:
     with canned(lumen(lumen_model(), lumen_model("other", status="down"))) as server:
-        ended = pipeline("models", "-g", "lumen", "--base-url", server.url, "--json", env={"LUMEN_API_KEY": "key-1"})
+        ended = pipeline(
+            "models",
+            "-g",
+            "lumen",
+            "--base-url",
+            server.url,
+            "--json",
+            env={"LUMEN_API_KEY": "sk-SECRET-0001-0001-0001"},
+        )
     found = orjson.loads(ended.out)
     assert ended.code == 0
     assert [(info["id"], info["status"], info["unit"]) for info in found] == [
@@ -119,10 +134,10 @@ def test_models_of_a_gateway_that_cannot_be_had(pipeline: Pipeline) -> None:
     refused = pipeline("models", "--base-url", "http://127.0.0.1:9")
     assert (refused.code, "cannot connect" in refused.err) == (4, True)
     with canned(litellm(models=(401, {"error": {"message": "Authentication Error, Invalid proxy server token passed.", "type": "token_not_found_in_db", "param": "key", "code": "401"}}))) as server:  # fmt: skip
-        ended = pipeline("models", "-g", "litellm", "--base-url", server.url, env={"PIPELINE_API_KEY": "sk-bad"})
+        ended = pipeline("models", "-g", "litellm", "--base-url", server.url, env={"PIPELINE_API_KEY": "sk-SECRET-bad"})
     assert (ended.code, ended.out) == (4, "")
     assert "refuses this key" in ended.err
-    assert "sk-bad" not in ended.err
+    assert "sk-SECRET-bad" not in ended.err
 
 
 def test_a_gateway_that_lists_nothing_says_so(pipeline: Pipeline) -> None:

@@ -39,7 +39,7 @@ def lumen_run(folder: Path, port: int, wishes: Wishes | None = None, **changes: 
 
 @pytest.fixture
 def key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LUMEN_API_KEY", "sk-x")
+    monkeypatch.setenv("LUMEN_API_KEY", "sk-SECRET-x")
 
 
 def test_prices_are_known_and_kept_to_although_the_run_began_in_an_outage(

@@ -225,7 +225,7 @@ def test_redirects_are_never_followed() -> None:
     async def move(connection: int, nth: int) -> bytes:
         return b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 2\r\n\r\n{}"
 
-    reply, raw = exchange(move, once, api_key="sk-secret")
+    reply, raw = exchange(move, once, api_key="sk-SECRET")
     assert (reply.status, len(raw.requests)) == (302, 1)
 
 
@@ -233,22 +233,22 @@ def test_what_goes_over_the_wire() -> None:
     async def fine(connection: int, nth: int) -> bytes:
         return ANSWER
 
-    _, raw = exchange(fine, once, api_key="sk-secret")
+    _, raw = exchange(fine, once, api_key="sk-SECRET")
     head, _, body = raw.requests[0].partition(b"\r\n\r\n")
     assert body == b'{"a":1}'
     assert head.startswith(b"POST /v1/x HTTP/1.1\r\n")
-    for line in (b"Authorization: Bearer sk-secret", b"Content-Type: application/json", b"X-Client-Request-Id: call-1"):
+    for line in (b"Authorization: Bearer sk-SECRET", b"Content-Type: application/json", b"X-Client-Request-Id: call-1"):
         assert line in head
 
 
 def test_a_key_in_a_reply_or_a_repr_is_taken_out() -> None:
     async def echo(connection: int, nth: int) -> bytes:
-        return b'HTTP/1.1 401 No\r\nContent-Length: 19\r\n\r\n{"key":"sk-secret"}'
+        return b'HTTP/1.1 401 No\r\nContent-Length: 19\r\n\r\n{"key":"sk-SECRET"}'
 
-    reply, _ = exchange(echo, once, api_key="sk-secret")
+    reply, _ = exchange(echo, once, api_key="sk-SECRET")
     assert reply.body == b'{"key":"[key]"}'
-    assert "sk-secret" not in repr(
-        Connection(base_url="http://h", api_key="sk-secret", timeout_s=1, connect_timeout_s=1)
+    assert "sk-SECRET" not in repr(
+        Connection(base_url="http://h", api_key="sk-SECRET", timeout_s=1, connect_timeout_s=1)
     )
 
 

@@ -265,7 +265,7 @@ def test_the_job_of_a_gateway_runs_as_it_stands(
             "-o",
             output,
         )
-        ended = pipeline(*words, env={variable: "sk-1"})
+        ended = pipeline(*words, env={variable: "sk-SECRET-0001-0001-0001"})
         assert ended.code == 0, ended.err
     done = parquet.read_table(output).to_pylist() if output.suffix == ".parquet" else read_jsonl(output)
     assert [(row["status"], row["finish_reason"], row["cost_source"]) for row in done] == [

@@ -195,7 +195,8 @@ def test_a_rate_is_learned_in_its_first_window_and_then_used_up_but_not_exceeded
         servers[what] = simulate(latency_s=0.1, **settings)
         count = (3 * rpm + 4) // members
         runs += [
-            start(f"r{number}{n}", servers[what].url, count, *options, key=f"key-{number}") for n in range(members)
+            start(f"r{number}{n}", servers[what].url, count, *options, key=f"sk-SECRET-{number}-0123456789")
+            for n in range(members)
         ]
     _all_finish(runs)
     for what, server in servers.items():
@@ -350,7 +351,7 @@ def test_coins_that_do_not_come_back_end_the_run(
 
 
 def _budgeted(bench: Bench, monkeypatch: pytest.MonkeyPatch, dialect: str) -> dict[str, Any]:
-    monkeypatch.setenv("LUMEN_API_KEY", "key")
+    monkeypatch.setenv("LUMEN_API_KEY", "sk-SECRET-key")
     model = {"litellm": "lab/priced", "lumen": "dummy"}[dialect]
     return {"gateway.preset": dialect, "gateway.base_url": bench.server.url, "gateway.rpm": 6000, "model": model}
 
@@ -487,8 +488,8 @@ def test_requests_that_hang_do_not_keep_the_run_from_ending(bench: Bench, simula
 def test_a_key_that_is_wrong_has_cost_one_request(
     bench: Bench, simulate: Simulate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench.server = simulate(api_key="right")
-    monkeypatch.setenv("PIPELINE_API_KEY", "wrong")
+    bench.server = simulate(api_key="sk-SECRET-right")
+    monkeypatch.setenv("PIPELINE_API_KEY", "sk-SECRET-wrong")
     bench.write(rows(100))
     summary, sent = bench.run(gateway__base_url=bench.server.url, gateway__concurrency=16)
     assert (summary.exit_code, summary.pending, sent) == (4, 100, 1)

@@ -153,7 +153,7 @@ def test_show_prints_what_would_be_sent(bench: Bench, pipeline: Pipeline) -> Non
     with canned(lumen(lumen_model())) as server:
         ended = pipeline(
             "plan", "-i", "in.jsonl", "-o", "x.jsonl", "-g", "lumen", "--base-url", server.url, "-m", "dummy", "-p",
-            "{{ text }}", "--set", "request.params.top_k=5", "--show", "1", "--json", env={"LUMEN_API_KEY": "key-1"},
+            "{{ text }}", "--set", "request.params.top_k=5", "--show", "1", "--json", env={"LUMEN_API_KEY": "sk-SECRET-0001-0001-0001"},
         )  # fmt: skip
     assert ended.code == 0, ended.err
     assert orjson.loads(ended.out)["bodies"][0]["body"]["extra_body"] == {"top_k": 5}, "as that gateway wants it"
@@ -218,7 +218,7 @@ def test_a_stop_is_the_exit_code(
     with canned(litellm(**changes)) as server:
         ended = pipeline(
             "plan", "-i", "in.jsonl", "-o", "out.jsonl", "-g", "litellm", "--base-url", server.url, "-m", model, "-p",
-            "{{ text }}", env={"PIPELINE_API_KEY": "sk-1"},
+            "{{ text }}", env={"PIPELINE_API_KEY": "sk-SECRET-0001-0001-0001"},
         )  # fmt: skip
     assert (ended.code, "STOP" in ended.out, "3 to send" in ended.out) == (code, True, True), ended.err
     assert server.paid == 0
@@ -250,7 +250,7 @@ def test_the_clock_of_a_key_with_a_rate(tmp_path: Path, pipeline: Pipeline) -> N
     write_jsonl(tmp_path / "in.jsonl", rows(100))
     info = (200, {"data": [deployment("lab/priced", "openai/p", **PRICED)]})
     words = ("-i", "in.jsonl", "-o", "out.jsonl", "-g", "litellm", "-m", "lab/priced", "-p", "{{ text }}", "--base-url")
-    env = {"PIPELINE_API_KEY": "sk-1"}
+    env = {"PIPELINE_API_KEY": "sk-SECRET-0001-0001-0001"}
     with canned(litellm(info=info, chat=(200, completion()))) as server:  # no rate yet: that would take a minute
         tried = pipeline("try", *words, server.url, "-n", "10", env=env)
     assert tried.code == 0, tried.err
@@ -357,7 +357,7 @@ def test_lumen_is_known_to_grant_30_a_minute(tmp_path: Path) -> None:
         paths = {"input.path": str(tmp_path / "in.jsonl"), "output.path": str(tmp_path / "out.jsonl")}
         job = Job.load(None, overrides={**settings, **paths, "gateway.api_key_env": "LUMEN_TEST_KEY"})
         with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("LUMEN_TEST_KEY", "key-1")
+            patch.setenv("LUMEN_TEST_KEY", "sk-SECRET-0001-0001-0001")
             found = asyncio.run(plan(job))
     assert found.seconds == Span(low=180.0, high=None)
 

@@ -38,8 +38,8 @@ def ran(folder: Path, url: str, preset: str, model: str, **more: Any) -> Summary
 
 @pytest.fixture(autouse=True)
 def _keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PIPELINE_API_KEY", "sk-1")
-    monkeypatch.setenv("LUMEN_API_KEY", "key-1")
+    monkeypatch.setenv("PIPELINE_API_KEY", "sk-SECRET-0001-0001-0001")
+    monkeypatch.setenv("LUMEN_API_KEY", "sk-SECRET-0001-0001-0001")
 
 
 @pytest.mark.parametrize(
@@ -139,8 +139,8 @@ def test_a_model_that_is_down_is_a_warning(tmp_path: Path, pipeline: Pipeline) -
     write_jsonl(tmp_path / "in.jsonl", [{"t": "one"}])
     job = ("-i", "in.jsonl", "-o", "out.jsonl", "-g", "lumen", "-m", "dummy", "-p", "{{ t }}")
     with canned(lumen(lumen_model(status="down"))) as server:
-        ended = pipeline("run", *job, "--base-url", server.url, env={"LUMEN_API_KEY": "key-1"})
-        plan = pipeline("plan", *job, "--base-url", server.url, env={"LUMEN_API_KEY": "key-1"})
+        ended = pipeline("run", *job, "--base-url", server.url, env={"LUMEN_API_KEY": "sk-SECRET-0001-0001-0001"})
+        plan = pipeline("plan", *job, "--base-url", server.url, env={"LUMEN_API_KEY": "sk-SECRET-0001-0001-0001"})
     assert (ended.code, plan.code) == (0, 0)
     assert "the model 'dummy' is down now" in ended.err
     assert "the model 'dummy' is down now" in plan.out

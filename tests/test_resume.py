@@ -126,7 +126,7 @@ def test_equal_rows_of_which_some_are_removed_are_not_asked_again(tmp_path: Path
         return failed(request) if occurrence == "3" else answered(request, f"answer {request.custom_id}")
 
     with workspace(job, some) as space:
-        lost = "INSERT INTO attempt SELECT custom_id, fingerprint, 'call', 'timeout', 1, model, 0.5, 'USD', 'gateway', 1.0, 1 FROM outcome"
+        lost = "INSERT INTO attempt SELECT custom_id, fingerprint, 'call', 'timeout', 1, model, 0.5, 'USD', 'gateway', 1.7e9, 1 FROM outcome"
         space.journal.db.execute(lost + " WHERE custom_id LIKE '%-4'")
     write_jsonl(source, [{"q": "other"}] + [{"q": "same"}] * left)
     asked: list[Request] = []

@@ -282,7 +282,7 @@ def test_try_shows_prompt_answer_tokens_and_cost(pipeline: Pipeline, gateway: Se
 def test_keys_come_from_the_environment_and_are_nowhere_else(
     pipeline: Pipeline, serve: Callable[..., Server], tmp_path: Path
 ) -> None:
-    key = "sk-very-secret-0123456789"
+    key = "sk-SECRET-very-0123456789"
     server = serve(faults=[{"fault": 400, "body": f"your key {key} is odd", "match": "row 1"}])
     write_jsonl(tmp_path / "in.jsonl", ROWS[:3])
     command = ("run", "-i", "in.jsonl", "-o", "out.jsonl", "--base-url", server.url, "-m", "m", "-p", "{{ text }}")

@@ -21,7 +21,7 @@ from pipeline.gateways.complaint import retry_after
 from pipeline.retry import Backoff
 from pipeline.simulator import Key, Model, Settings
 
-KEY = "sk-simulated"
+KEY = "sk-SECRET-simulated"
 A_MILLION = 1e6
 PRICED = {"input_cost_per_token": 0.15 / A_MILLION, "output_cost_per_token": 0.6 / A_MILLION}
 MODELS = (

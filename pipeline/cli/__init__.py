@@ -233,7 +233,8 @@ def export_command(
 @click.option("-i", "--input", "input_path", type=click.Path(), help="Where the input is now, if it moved.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def verify_command(target: str, billing: bool, input_path: str | None, as_json: bool) -> int:
-    """Prove the promises on a run: every input row has one outcome, and the results file says what the journal says.
+    """Prove the promises on a run: the journal is sound, each input row has one outcome, each answer is as it came, all sums
+    agree, and every value in the results file is the journal's. Exit 6 where something is wrong, 75 where rows are left.
 
     With --billing, a LiteLLM proxy (CBorg) is asked what lost tries were billed, and the journal keeps it.
 
@@ -244,7 +245,7 @@ def verify_command(target: str, billing: bool, input_path: str | None, as_json: 
       pipeline verify out.parquet --billing
     """
     from pipeline.status import folder_of
-    from pipeline.verify import verify
+    from pipeline.verify import told, verify
 
     folder = folder_of(target)
     report = verify(folder, input_path=input_path)
@@ -252,16 +253,9 @@ def verify_command(target: str, billing: bool, input_path: str | None, as_json: 
     if as_json:
         print_json(asdict(report) | ({"billing": asdict(found)} if found else {}))
     else:
-        for line in found.lines if found else ():
+        for line in [*(found.lines if found else ()), *told(report)]:
             click.echo(line, err=True)
-        for finding in report.findings:
-            click.echo(f"found: {finding}", err=True)
-        click.echo(
-            f"{report.rows:,} rows checked: {', '.join(report.checked)}; {len(report.findings)} findings.", err=True
-        )
-        if report.pending:
-            click.echo(f"{report.pending:,} rows are still to be sent: run the job again.", err=True)
-    return 6 if report.findings else 75 if report.pending else 0
+    return report.exit_code
 
 
 cli.add_command(simulate_command)
@@ -286,6 +280,9 @@ def _run(job: Job, given: Mapping[str, Any], wishes: Wishes) -> Summary:
 
 def main() -> None:
     """The console script: every error of a user's is a sentence, every exit code one of the contract's."""
+    from pipeline.secret import stay_out_of_core_dumps
+
+    stay_out_of_core_dumps()
     try:
         code = cli.main(standalone_mode=False)
     except PipelineError as exc:

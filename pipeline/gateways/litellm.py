@@ -142,6 +142,7 @@ class LiteLLM(OpenAI):
     usable_path: ClassVar[str | None] = "/v1/models"
     key_path: ClassVar[str | None] = "/key/info"
     lists_all: ClassVar[bool] = True
+    names_model_in_headers: ClassVar[bool] = True
     absent_means: ClassVar[str] = "it does not exist, or this key may not use it"
 
     def catalogue_root(self, base_url: str) -> str:

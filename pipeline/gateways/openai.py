@@ -160,6 +160,7 @@ class OpenAI:
     key_path: ClassVar[str | None] = None
     lists_all: ClassVar[bool] = False  # a model that is not listed cannot be used
     absent_means: ClassVar[str] = ""  # why a model may be missing
+    names_model_in_headers: ClassVar[bool] = False  # which a kept reply has no more
 
     def __init__(self, *, model_is_the_rows: bool = False, client_retries: bool = True) -> None:
         """``model_is_the_rows``: rows name their own models, so an unknown model is the row's fault, not the run's.

@@ -16,17 +16,17 @@ from pathlib import Path
 
 from pipeline.boot import boot_id
 from pipeline.errors import RunFolderError
-from pipeline.journal import copies, lost, reader, store
+from pipeline.journal import copies, lost, reader, store, whole
 from pipeline.journal.index import Counts, Duplicate, Index
-from pipeline.journal.inflight import InFlight, InFlightTable
+from pipeline.journal.inflight import InFlight, InFlightTable, left_in
 from pipeline.journal.lock import Lock
 from pipeline.journal.reader import Projected, Projection, Totals
 from pipeline.journal.store import sentences
 from pipeline.journal.writer import Record, Writer
 
 __all__ = [
-    "Counts", "Duplicate", "Index", "Journal", "Lock", "Projected", "Projection", "Record", "Recovered", "Totals",
-    "Writer", "copies", "lost", "reader", "sentences",
+    "FILE_NAME", "Counts", "Duplicate", "Index", "Journal", "Lock", "Projected", "Projection", "Record", "Recovered", "Totals",
+    "Writer", "copies", "left_in", "lost", "reader", "sentences", "whole",
 ]  # fmt: skip
 
 FILE_NAME = "journal.sqlite"

@@ -77,6 +77,12 @@ class InFlightTable:
         self._map.close()
 
 
+def left_in(path: Path) -> list[InFlight]:
+    """The entries that are set in the table of a run folder, which is only looked at. Raises ``RunFolderError``."""
+    _check(path)
+    return list(_entries(path.read_bytes())) if path.exists() else []
+
+
 def _check(path: Path) -> None:
     """Refuse a file that is something else; empty or all zero is one whose first page was never laid out."""
     if not path.exists():

@@ -19,11 +19,15 @@ LOOK_S = 0.02
 
 
 class Lock:
-    """``with Lock(folder): ...``; raises ``LockedError`` (exit 75) naming host, pid and since when."""
+    """``with Lock(folder): ...``; raises ``LockedError`` (exit 75) naming host, pid and since when.
+
+    ``copied``: its last holder did not end well, and had another file than this: the folder is a copy.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "lock"
         self._fd = -1
+        self.copied = False
 
     def __enter__(self) -> Self:
         try:
@@ -37,7 +41,17 @@ class Lock:
             os.close(self._fd)
             self._fd = -1
             raise LockedError(_in_use(self._path.parent, holder)) from exc
-        self._write({"host": socket.gethostname(), "pid": os.getpid(), "boot_id": boot_id(), "since": time.time()})
+        before, inode = self.holder(), os.fstat(self._fd).st_ino
+        self.copied = before.get("inode", inode) != inode
+        self._write(
+            {
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "boot_id": boot_id(),
+                "since": time.time(),
+                "inode": inode,
+            }
+        )
         return self
 
     def _take(self) -> None:

@@ -11,10 +11,10 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
-from pipeline.errors import IncompleteError, RunFolderError
+from pipeline.errors import DamagedError, IncompleteError, RunFolderError
 from pipeline.journal import migrate
 
 VERSION = 2
@@ -67,7 +67,7 @@ def sentences(path: Path) -> Iterator[None]:
             ) from exc
         if "readonly" in text or "unable to open" in text:
             raise RunFolderError(f"cannot open the journal {path} for writing ({text}): check its permissions") from exc
-        raise RunFolderError(
+        raise DamagedError(
             f"the journal {path} is damaged ({text}): keep a copy of its folder, and give another --run-dir to "
             "start anew"
         ) from exc
@@ -195,3 +195,21 @@ def get(db: sqlite3.Connection, key: str) -> str | None:
 def put(db: sqlite3.Connection, key: str, value: str) -> None:
     """Write one fact about the journal as a whole."""
     db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+
+def schema_of(db: sqlite3.Connection) -> dict[str, list[tuple[str, str]]]:
+    """What a journal file is made of: each table with the names and types of its columns, each index with its columns."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for kind, name in db.execute("SELECT type, name FROM main.sqlite_master WHERE name NOT LIKE 'sqlite%'").fetchall():
+        pragma = "pragma_index_info" if kind == "index" else "pragma_table_info"
+        what = "name, ''" if kind == "index" else "name, type"
+        columns = db.execute(f"SELECT {what} FROM {pragma}(?, 'main')", (name,)).fetchall()  # noqa: S608 - made of constants
+        found[f"{kind} {name}"] = columns
+    return found
+
+
+def present_schema() -> dict[str, list[tuple[str, str]]]:
+    """The same of a journal as it is made now."""
+    with closing(sqlite3.connect(":memory:")) as db:
+        db.executescript(SCHEMA)
+        return schema_of(db)

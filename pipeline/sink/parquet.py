@@ -25,12 +25,11 @@ _ANSWER = list(TYPES).index("content")
 _ARROW = {"string": pa.string(), "int64": pa.int64(), "double": pa.float64(), "bool": pa.bool_()}
 
 
-class ParquetWriter:
-    """Takes stretches as Arrow batches of kept columns beside the journal's rows; writes a row group when it is full."""
+class Columns:
+    """The results' columns as Arrow has them: ``schema``, and the batch that a stretch becomes."""
 
     def __init__(
         self,
-        file: AtomicFile,
         kept: pa.Schema,
         layout: Layout,
         read_content: ReadContent,
@@ -38,28 +37,37 @@ class ParquetWriter:
         dimensions: Sequence[int] = (),
     ) -> None:
         """``dimensions`` are those that the vectors have."""
-        self._kept = kept
         self._read_content = read_content
         types = [pa.timestamp("us", tz="UTC") if kind == "timestamp" else _ARROW[kind] for kind in TYPES.values()]
         if layout.vectors:
             types[_ANSWER] = vectors.type_of(dimensions)
         self._read_vector = _as_it_is if layout.vectors else vectors.text_of
         self._results = pa.schema(list(zip(layout.results, types, strict=True)))
-        self._schema = pa.schema([*kept, *self._results], metadata={b"pipeline": json.dumps(metadata).encode()})
-        self._writer = pq.ParquetWriter(file.stream, self._schema, compression="zstd")
-        self._batches: list[pa.RecordBatch] = []
-        self._rows = 0
-        self._bytes = 0
+        self.schema = pa.schema([*kept, *self._results], metadata={b"pipeline": json.dumps(metadata).encode()})
 
-    def write(self, data: pa.RecordBatch, rows: Sequence[Projected]) -> None:
-        """Append these rows; ``data`` has the kept columns, of the kept schema."""
+    def batch(self, data: pa.RecordBatch, rows: Sequence[Projected]) -> pa.RecordBatch:
+        """These rows; ``data`` has the kept columns, of the kept schema."""
         cells = (values(row, self._read_content, self._read_vector) for row in rows)
         columns = list(zip(*cells, strict=True)) or [()] * len(TYPES)
         arrays = [
             vectors.array_of(column, field.type) if pa.types.is_nested(field.type) else pa.array(column, field.type)
             for column, field in zip(columns, self._results, strict=True)
         ]
-        batch = pa.RecordBatch.from_arrays([*data.columns, *arrays], schema=self._schema)
+        return pa.RecordBatch.from_arrays([*data.columns, *arrays], schema=self.schema)
+
+
+class ParquetWriter:
+    """Takes batches of one schema; writes a row group when it is full."""
+
+    def __init__(self, file: AtomicFile, schema: pa.Schema) -> None:
+        self._schema = schema
+        self._writer = pq.ParquetWriter(file.stream, schema, compression="zstd")
+        self._batches: list[pa.RecordBatch] = []
+        self._rows = 0
+        self._bytes = 0
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Append these rows."""
         self._batches.append(batch)
         self._rows += batch.num_rows
         self._bytes += batch.nbytes

@@ -5,13 +5,12 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import orjson
 
 from pipeline.journal.reader import Projected
 from pipeline.jsonio import dumps, loads
-from pipeline.sink.atomic import AtomicFile
 from pipeline.sink.columns import Layout, ReadContent, ReadVector, values
 from pipeline.sink.vectors import json_of, text_of
 
@@ -26,8 +25,8 @@ class RowWriter(Protocol):
 class JsonlWriter:
     """One object a line: kept columns that the row has, then the result columns."""
 
-    def __init__(self, file: AtomicFile, layout: Layout, read_content: ReadContent) -> None:
-        self._file = file
+    def __init__(self, stream: IO[bytes], layout: Layout, read_content: ReadContent) -> None:
+        self._stream = stream
         self._layout = layout
         self._read_content = read_content
         self._read_vector: ReadVector = json_of if layout.vectors else text_of
@@ -41,7 +40,7 @@ class JsonlWriter:
             line.update(zip(names, values(row, self._read_content, self._read_vector), strict=True))
             lines.append(dumps(line))
         lines.append(b"")
-        self._file.stream.write(b"\n".join(lines))
+        self._stream.write(b"\n".join(lines))
 
     def close(self) -> None:
         """Nothing is held back."""
@@ -50,10 +49,10 @@ class JsonlWriter:
 class CsvWriter:
     """A header, then a record a row; lists and objects as JSON, null as an empty cell."""
 
-    def __init__(self, file: AtomicFile, layout: Layout, read_content: ReadContent) -> None:
+    def __init__(self, stream: IO[bytes], layout: Layout, read_content: ReadContent) -> None:
         self._layout = layout
         self._read_content = read_content
-        self._text = io.TextIOWrapper(file.stream, encoding="utf-8", newline="", write_through=False)
+        self._text = io.TextIOWrapper(stream, encoding="utf-8", newline="", write_through=False)
         self._csv = csv.writer(self._text)
         self._csv.writerow([*layout.kept, *layout.results])
 
@@ -64,6 +63,7 @@ class CsvWriter:
             [*(_cell(record.get(name)) for name in kept), *map(_cell, values(row, self._read_content, text_of))]
             for record, row in zip(data, rows, strict=True)
         )
+        self._text.flush()  # whoever compares wants the stretch whole
 
     def close(self) -> None:
         """Hand the last characters to the file."""
@@ -80,7 +80,7 @@ def _cell(value: Any) -> Any:
 class BatchWriter:
     """OpenAI's shape: succeeded rows in the output file, failed ones in the error file."""
 
-    def __init__(self, output: AtomicFile, errors: AtomicFile) -> None:
+    def __init__(self, output: IO[bytes], errors: IO[bytes]) -> None:
         self._output = output
         self._errors = errors
 
@@ -88,10 +88,10 @@ class BatchWriter:
         """Append these rows to the one file or the other."""
         for row in rows:
             if row.status == "succeeded" and row.body is not None:
-                self._output.stream.write(self._line(row, response=self._response(row), error=None))
+                self._output.write(self._line(row, response=self._response(row), error=None))
             else:
                 error = {"code": row.error_code, "message": row.error_message}
-                self._errors.stream.write(self._line(row, response=None, error=error))
+                self._errors.write(self._line(row, response=None, error=error))
 
     def _response(self, row: Projected) -> dict[str, Any]:
         if row.form == "float32":
