@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import tempfile
 import time
 import tracemalloc
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from conftest import read_jsonl, write_jsonl
@@ -196,15 +198,19 @@ def test_a_server_that_is_hostile_to_everyone_is_an_outage_and_no_rows_fault(qui
 # ---------------------------------------------------------------- one exchange
 
 
-def exchanges(says: Sequence[Say], *, stream: bool = False, **limits: Any) -> list[Reply]:
-    """What the client makes of these, all at once."""
+def exchanges(says: Sequence[Say], *, stream: bool = False, proxied: bool = False, **limits: Any) -> list[Reply]:
+    """What the client makes of these, all at once; ``proxied``: by way of a proxy, which is the hostile server itself."""
 
     async def main() -> list[Reply]:
         async with serving({str(number): say for number, say in enumerate(says)}) as hostile:
             reach: dict[str, Any] = {"timeout_s": 2.0, "connect_timeout_s": 2.0, **limits}
-            async with Client(Connection(base_url=hostile.url, api_key=None, **reach)) as client:
-                bodies = [b'{"messages":[{"content":"row %d"}]}' % number for number in range(len(says))]
-                return await asyncio.gather(*(client.send("/x", body, {}, stream=stream) for body in bodies))
+            reach["base_url"] = "http://gateway.invalid/v1" if proxied else hostile.url
+            proxies = {"http_proxy": hostile.url.removesuffix("/v1"), "no_proxy": ""} if proxied else {}
+            with patch.dict(os.environ, proxies):
+                client = Client(Connection(api_key=None, **reach))
+                async with client:
+                    bodies = [b'{"messages":[{"content":"row %d"}]}' % number for number in range(len(says))]
+                    return await asyncio.gather(*(client.send("/x", body, {}, stream=stream) for body in bodies))
 
     return asyncio.run(main())
 
@@ -236,8 +242,9 @@ def check(found: Reply, endpoint: str = CHAT) -> Kind:
     ],
     ids=["length", "chunks", "stream", "stream in chunks"],
 )
-def test_a_connection_closed_anywhere_is_no_answer_and_may_be_billed(whole: bytes, stream: bool) -> None:
-    replies = exchanges([whole[:end] for end in range(len(whole) + 1)], stream=stream)
+@pytest.mark.parametrize("proxied", [False, True], ids=["wire", "session"])
+def test_a_connection_closed_anywhere_is_no_answer_and_may_be_billed(whole: bytes, stream: bool, proxied: bool) -> None:
+    replies = exchanges([whole[:end] for end in range(len(whole) + 1)], stream=stream, proxied=proxied)
     *cut, last = replies
     assert check(last) is Kind.OK
     for found in cut:
@@ -280,9 +287,9 @@ def garbled(draw: st.DrawFn) -> bytes:
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(says=st.lists(garbled(), min_size=10, max_size=30), stream=st.booleans())
-def test_no_bytes_get_past_the_client(says: list[bytes], stream: bool) -> None:
-    for found in exchanges(says, stream=stream, timeout_s=0.5):
+@given(says=st.lists(garbled(), min_size=10, max_size=30), stream=st.booleans(), proxied=st.booleans())
+def test_no_bytes_get_past_the_client(says: list[bytes], stream: bool, proxied: bool) -> None:
+    for found in exchanges(says, stream=stream, proxied=proxied, timeout_s=0.5):
         assert (found.status == 0) <= (found.failure is not None or found.json is not None or found.body == b"")
         check(found)
 
