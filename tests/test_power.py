@@ -1,0 +1,321 @@
+"""Promises 1 and 2 through power cuts and kills at every sync and rename, on what a shim saw a run do to its disk.
+
+The short form is part of ``make test``; ``make test-power`` cuts the power at more moments, and kills at every boundary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import orjson
+import pyarrow.parquet as pq
+import pytest
+from conftest import clean_environment, read_jsonl, write_jsonl
+from disk import NAMING, Disk, Op, Operation, built_shim, compiler, killing, laid_out, read_log, watched
+from reconcile import bill_of, reconcile
+from simulated import Simulated, simulated
+
+from pipeline.errors import PipelineError
+from pipeline.journal import Journal
+from pipeline.journal.inflight import ENTRY, MAGIC
+from pipeline.simulator import Settings
+from pipeline.status import status_of
+from pipeline.verify import verify
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not sys.platform.startswith("linux") or compiler() is None, reason="preloading the shim takes Linux and a C compiler"
+    ),
+]  # fmt: skip
+
+LONG = os.environ.get("POWER") == "long"
+COUNTED = str(Path(__file__).with_name("counted.py"))
+SLOTS = 8
+PAGE = 4096
+
+
+@pytest.fixture(scope="module")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return built_shim(tmp_path_factory.mktemp("shim"))
+
+
+@pytest.fixture(scope="module")
+def sim() -> Iterator[Simulated]:
+    with simulated(Settings(latency_s=0.004, jitter=0.5)) as server:
+        yield server
+
+
+def _digest(text: str) -> str:
+    body = {"messages": [{"content": text, "role": "user"}], "model": "sim/echo"}
+    return hashlib.blake2b(orjson.dumps(body, option=orjson.OPT_SORT_KEYS), digest_size=16).hexdigest()
+
+
+@dataclass(kw_only=True)
+class Bed:
+    """A job over ``rows`` whose results and run folder lie on the disk ``root``, in folders that are not there at first."""
+
+    root: Path
+    rows: list[dict[str, Any]]
+    sim: Simulated
+    output: str = "results/of/run/out.jsonl"
+    piped: bool = False
+    slots: int = SLOTS
+
+    def __post_init__(self) -> None:
+        self.root.mkdir()
+        write_jsonl(self.input, self.rows)
+
+    @property
+    def input(self) -> Path:
+        return self.root.parent / "in.jsonl"
+
+    @property
+    def results(self) -> Path:
+        return self.root / self.output
+
+    @property
+    def folder(self) -> Path:
+        return self.root / f"{self.output}.run"
+
+    def start(self, env: dict[str, str], *, boot: str = "", again: bool = False) -> subprocess.Popen[str]:
+        """Start a run; ``again``: with nothing on standard input."""
+        source = "-" if self.piped else str(self.input)
+        words = [
+            "run", "-i", source, "-o", str(self.results), "--base-url", self.sim.url, "-m", "sim/echo", "-p", "{{ text }}",
+            "-c", str(self.slots), "--id", "id", "--no-lease",
+        ]  # fmt: skip
+        with open(self.input if self.piped and not again else os.devnull, "rb") as stdin:
+            return subprocess.Popen(
+                [sys.executable, "-W", "error", COUNTED, str(self.root / "shown"), boot, *words],
+                stdin=stdin, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env,
+            )  # fmt: skip
+
+    def run(self, env: dict[str, str] | None = None, *, boot: str = "", again: bool = False) -> tuple[int, str]:
+        """Run to the end: how it ended, and what it said."""
+        process = self.start(env or clean_environment(), boot=boot, again=again)
+        said = process.communicate(timeout=120)[1]
+        assert "Traceback" not in said, said
+        return process.returncode, said
+
+    def found(self) -> list[dict[str, Any]]:
+        """The results."""
+        if self.results.suffix == ".parquet":
+            table: list[dict[str, Any]] = pq.read_table(self.results).to_pylist()
+            return table
+        return read_jsonl(self.results)
+
+    def check_end(self, said: str) -> None:
+        """One row of output for each of the input, in order, and nothing that verify finds."""
+        found = self.found()
+        assert [row["id"] for row in found] == [row["id"] for row in self.rows], said
+        assert all(row["status"] == "succeeded" for row in found), said
+        report = verify(self.folder)
+        assert (report.findings, report.pending, report.rows) == ([], 0, len(self.rows)), said
+
+
+def _rows(count: int, size: int) -> list[dict[str, Any]]:
+    return [{"id": f"r{n}", "text": f"row number {n} {'and some more ' * (size // 14)}"} for n in range(count)]
+
+
+# Recording
+
+
+@dataclass(kw_only=True)
+class Recording:
+    """What a bed's runs did to the disk, and the count that was shown from each position of the log on."""
+
+    operations: list[Operation]
+    results: set[bytes] = field(default_factory=set)
+    positions: list[int] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+
+    def shown_at(self, position: int) -> int:
+        """The largest count that anybody may have been shown before this operation."""
+        at = bisect_right(self.positions, position)
+        return self.counts[at - 1] if at else 0
+
+
+def _recorded(bed: Bed, log: Path) -> Recording:
+    operations = read_log(log)
+    recording = Recording(operations=operations, results={bed.results.read_bytes()})
+    most = 0
+    for at, what in enumerate(operations, 1):
+        if what.op == Op.WRITE and what.path == str(bed.root / "shown"):
+            most = max(most, int(what.data))
+            recording.positions.append(at)
+            recording.counts.append(most)
+    return recording
+
+
+def _record(bed: Bed, shim: Path, log: Path) -> Recording:
+    """A run that is stopped in good order, one that is killed, and one that ends."""
+    env = watched(shim, bed.root, log)
+    count = len(bed.rows)
+    before = bed.sim.asked
+    process = bed.start(env)
+    _wait_for(bed.sim, before + count // 3, process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 75
+    assert process.stderr is not None
+    process.stderr.close()
+    syncs = sum(what.op in (Op.SYNC, Op.RENAME) for what in read_log(log))
+    killed = {**env, "SHIM_KILL": f"after:{max(syncs // 2, 12)}"}
+    assert bed.run(killed, again=True)[0] == -signal.SIGKILL
+    code, said = bed.run(env, again=True)
+    assert code == 0, said
+    assert "was cut off" in said
+    recording = _recorded(bed, log)
+    _check_replay(bed, recording)
+    bed.check_end(said)
+    return recording
+
+
+def _wait_for(sim: Simulated, asked: int, process: subprocess.Popen[str]) -> None:
+    until = time.monotonic() + 60
+    while sim.asked < asked:
+        assert process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+def _check_replay(bed: Bed, recording: Recording) -> None:
+    """All of the log makes the very folder there is: nothing that was done to it escaped the shim."""
+    disk = Disk(bed.root)
+    for what in recording.operations:
+        disk.play(what)
+    mapped = (str(bed.folder / "inflight"),)  # written through memory; it is never synced
+    real = {str(path): None if path.is_dir() else path.read_bytes() for path in bed.root.rglob("*")}
+    live = disk.live()
+    assert live.keys() == real.keys()
+    assert [path for path in real if path not in mapped and live[path] != real[path]] == []
+    wal = [what for what in recording.operations if what.path.endswith("journal.sqlite-wal") and what.op == Op.WRITE]
+    assert len(wal) > 100
+
+
+# Cutting
+
+
+def _points(recording: Recording, chance: random.Random, count: int) -> list[int]:
+    """Moments to cut at: half anywhere, half right before or after names change or something is synced; and the end."""
+    length = len(recording.operations)
+    edges = [at for at, what in enumerate(recording.operations) if what.op in NAMING or what.op == Op.SYNC]
+    anywhere = [chance.randrange(length) for _ in range(count // 2)]
+    at_edges = [min(chance.choice(edges) + chance.randrange(2), length) for _ in range(count - count // 2 - 1)]
+    return sorted([*anywhere, *at_edges, length])
+
+
+def _check_survivors(bed: Bed, recording: Recording, found: dict[str, bytes | None], shown: int, place: Path) -> set[str]:
+    """What was shown is there, results are whole or absent; returns the ids of the rows that are kept."""
+    for name, wholes in ((bed.results, recording.results), (bed.results.with_name(bed.results.name + ".meta.json"), None)):
+        content = found.get(str(name))
+        if content is not None:
+            assert content in wholes if wholes is not None else orjson.loads(content)["totals"]
+    inside = f"{bed.folder}/"
+    if str(bed.folder) not in found:
+        assert shown == 0, f"{shown} rows had been shown as done, and the run folder is not there"
+        return set()
+    laid_out({path: content for path, content in found.items() if path.startswith(inside)}, bed.folder, place)
+    if not (place / "journal.sqlite").exists():
+        assert shown == 0, f"{shown} rows had been shown as done, and the journal is not there"
+        return set()
+    status = status_of(place) if shown else {}
+    assert status.get("completed", 0) >= shown
+    journal = Journal.open(place, slots=SLOTS)
+    try:
+        assert journal.db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        kept = {custom_id for (custom_id,) in journal.db.execute("SELECT custom_id FROM outcome JOIN reply USING (no)")}
+        outcomes = journal.db.execute("SELECT count(*) FROM outcome").fetchone()[0]
+        assert len(kept) == outcomes >= shown, f"{shown} rows had been shown as done, {outcomes} are there"
+    finally:
+        journal.close()
+    return kept
+
+
+def _with_table(bed: Bed, found: dict[str, bytes | None], chance: random.Random, kept: set[str]) -> None:
+    """The in-flight table, whose pages the disk may have or not: entries of rows that are done, and of some that are not."""
+    path = str(bed.folder / "inflight")
+    if not found.get(path):
+        return
+    table = bytearray(ENTRY.size * (2 * SLOTS + 1))
+    table[: len(MAGIC)] = MAGIC
+    for entry in range(1, 2 * SLOTS + 1):
+        number = chance.randrange(len(bed.rows))
+        name = f"r{number}".encode()
+        ENTRY.pack_into(
+            table, entry * ENTRY.size, chance.randrange(2), len(name), number, bytes(16), b"p0-%d-1" % number, name
+        )
+    for at in range(0, len(table), PAGE):
+        if chance.random() < 0.5:
+            table[at : at + PAGE] = bytes(len(table[at : at + PAGE]))
+    found[path] = bytes(table)
+
+
+def _check_resume(bed: Bed, found: dict[str, bytes | None], kept: set[str]) -> None:
+    """A run goes on to the end from there, and sends just what is not kept."""
+    laid_out(found, bed.root)
+    was_shown = bool(kept)
+    before = len(bed.sim.entries)
+    code, said = bed.run(boot="the one after the power cut", again=was_shown)
+    assert code == 0, said
+    bed.check_end(said)
+    sent = Counter(entry.body_digest for entry in bed.sim.entries[before:] if entry.method == "POST")
+    wanted = Counter(_digest(row["text"]) for row in bed.rows if row["id"] not in kept)
+    assert sent == wanted, f"{len(kept)} rows were kept; {sum(sent.values())} were sent\n{said}"
+    if was_shown and len(kept) < len(bed.rows):
+        assert "may be incomplete" in said or "was cut off" not in said, said
+
+
+@pytest.mark.parametrize(
+    ("piped", "output", "count"), [(False, "results/of/run/out.jsonl", 700), (True, "night/out.parquet", 250)]
+)
+def test_what_was_shown_survives_a_power_cut(
+    tmp_path: Path, shim: Path, sim: Simulated, piped: bool, output: str, count: int
+) -> None:
+    bed = Bed(root=tmp_path / "disk", rows=_rows(count, 900), sim=sim, output=output, piped=piped)
+    recording = _record(bed, shim, tmp_path / "log")
+    checkpoints = sum(what.op == Op.SYNC and what.path.endswith("/journal.sqlite") for what in recording.operations)
+    assert checkpoints > 3 or piped, "the journal was never checkpointed while it ran"
+    chance = random.Random(count)
+    points = _points(recording, chance, (1500 if LONG else 150) if not piped else (500 if LONG else 80))
+    resumed = set(chance.sample(range(len(points)), (30 if LONG else 4) if not piped else (15 if LONG else 3)))
+    resumes = []
+    disk, played = Disk(bed.root), 0
+    started = time.monotonic()
+    for number, point in enumerate(points):
+        for what in recording.operations[played:point]:
+            disk.play(what)
+        played = point
+        ordered = number % 2 == 0
+        found = disk.survivors(chance, ordered=ordered)
+        shown = recording.shown_at(point)
+        where = f"cut before operation {point} of {len(recording.operations)}, names {'in order' if ordered else 'in any'}"
+        try:
+            kept = _check_survivors(bed, recording, found, shown, tmp_path / "cut")
+        except (AssertionError, PipelineError) as exc:
+            raise AssertionError(f"{where}: {exc}") from exc
+        if number in resumed:
+            _with_table(bed, found, chance, kept)
+            resumes.append((where, found, kept))
+    cut_s = time.monotonic() - started
+    for where, found, kept in resumes:
+        try:
+            _check_resume(bed, found, kept)
+        except AssertionError as exc:
+            raise AssertionError(f"{where}: {exc}") from exc
+    print(
+        f"{len(points)} power cuts in {len(recording.operations)} operations with {checkpoints} checkpoints in {cut_s:.0f} s; "
+        f"{len(resumes)} resumes in {time.monotonic() - started - cut_s:.0f} s"
+    )
