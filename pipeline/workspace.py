@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from pipeline import folders
 from pipeline.errors import InputError, JobError, RunFolderError
 from pipeline.feed import Feed, bad_lines, mark_of
 from pipeline.gateways import OpenAI, dialect_of
@@ -61,7 +62,7 @@ def make_folder(job: Job) -> Path:
     _check_writable(job.output.path)
     folder = job.run_folder
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folders.make_folder(folder, mode=0o700)
     except OSError as exc:
         raise RunFolderError(
             f"cannot make the run folder {folder}: {exc.strerror}; give another with --run-dir"
@@ -231,6 +232,7 @@ def _spool(path: Path) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+    folders.sync_folder(path.parent)  # the answers are worth nothing without their prompts
 
 
 def _first_columns(files: list[InputFile]) -> list[str]:

@@ -78,11 +78,11 @@ class InFlightTable:
 
 
 def _check(path: Path) -> None:
-    """Refuse a file that is something else; empty or all zero is one whose first page was never laid out."""
+    """Refuse a file that is something else; one that begins with zeros was never laid out, or lost its first page to a power cut."""
     if not path.exists():
         return
     data = path.read_bytes() if path.is_file() else b"?"
-    if any(data) and not data.startswith(MAGIC):
+    if any(data[:HEADER_BYTES]) and not data.startswith(MAGIC):
         raise RunFolderError(
             f"{path} is no in-flight table of this version: run it with the pipeline that wrote it, or give another --run-dir"
         )

@@ -16,14 +16,14 @@ import orjson
 
 from pipeline.errors import IncompleteError
 from pipeline.journal.reader import Projected, Projection
-from pipeline.sink.atomic import AtomicFile, sync_folder
+from pipeline.sink.atomic import AtomicFile
 from pipeline.sink.columns import TYPES, Layout, ReadContent, layout, matching, values
 from pipeline.sink.text import BatchWriter, CsvWriter, JsonlWriter, RowWriter
 from pipeline.sink.vectors import numbers as vector_numbers
 
 __all__ = [
-    "TYPES", "AtomicFile", "Layout", "Plan", "Selection", "Stretch", "error_file", "layout", "matching", "sync_folder",
-    "values", "vector_numbers", "write_meta", "write_results",
+    "TYPES", "AtomicFile", "Layout", "Plan", "Selection", "Stretch", "error_file", "layout", "matching", "values",
+    "vector_numbers", "write_meta", "write_results",
 ]  # fmt: skip
 
 Selection = Literal["all", "partial", "failed"]
