@@ -6,7 +6,7 @@ REAL := .venv-litellm
 LITELLM_PACKAGE ?= litellm[proxy]
 .DEFAULT_GOAL := help
 
-.PHONY: help setup demo test test-fast test-real bench bench-check lint clean
+.PHONY: help setup demo test test-fast test-real test-power bench bench-check lint clean
 
 help:  ## say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -52,6 +52,9 @@ test-real: $(VENV)/.test $(REAL)/.ready  ## against a real LiteLLM proxy, instal
 	else \
 	  echo "**** SKIPPED: no test against a real LiteLLM proxy, for pip could not install $(LITELLM_PACKAGE) ****"; \
 	fi
+
+test-power: $(VENV)/.test  ## power cuts, kills at every sync and I/O errors, ten times as many as in the suite
+	POWER=long $(BIN)/python -m pytest -s tests/test_power.py tests/test_kills.py tests/test_io_errors.py
 
 bench: $(VENV)/.test  ## measure the engine's own cost (20 minutes), into benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/bench.py --results benchmarks/RESULTS.md

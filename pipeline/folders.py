@@ -6,7 +6,8 @@ import errno
 import os
 from pathlib import Path
 
-CANNOT_SYNC = frozenset({errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTSUP, errno.EROFS})
+_UNABLE = frozenset({errno.EINVAL, errno.ENOTSUP})  # a file system that has no such thing
+_OTHERS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 
 def make_folder(folder: Path, *, mode: int = 0o777) -> None:
@@ -19,14 +20,17 @@ def make_folder(folder: Path, *, mode: int = 0o777) -> None:
         try:
             sync_folder(above)
         except OSError as exc:
-            if exc.errno not in CANNOT_SYNC:  # it is somebody else's, or cannot be synced here
+            if exc.errno not in _OTHERS:
                 raise
 
 
 def sync_folder(folder: Path) -> None:
     """Make what was created, renamed or deleted in this folder survive a power cut."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
+    except OSError as exc:
+        if exc.errno not in _UNABLE:
+            raise
     finally:
         os.close(fd)

@@ -12,6 +12,7 @@ import random
 import shutil
 import struct
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -44,6 +45,9 @@ class Op(IntEnum):
 NAMING = frozenset({Op.CREATE, Op.RENAME, Op.UNLINK, Op.MKDIR, Op.RMDIR, Op.LINK})
 
 
+BOUNDARIES = frozenset({Op.SYNC, Op.SYNC_FAILED, Op.RENAME})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
     """One change, or one sync. ``size``: of the data, or the one a file is given."""
@@ -60,14 +64,18 @@ class Operation:
 # The process that is watched
 
 
-def compiler() -> str | None:
-    """The C compiler, if there is one here."""
+def _compiler() -> str | None:
     return shutil.which("gcc") or shutil.which("cc")
+
+
+def can_preload() -> bool:
+    """Whether there is a C compiler here, and a loader that takes what it makes."""
+    return sys.platform.startswith("linux") and _compiler() is not None
 
 
 def built_shim(folder: Path) -> Path:
     """The shim, compiled."""
-    found = compiler()
+    found = _compiler()
     assert found is not None
     shim = folder / "shim.so"
     source = Path(__file__).with_name("shim.c")
@@ -91,7 +99,7 @@ def killing(shim: Path, root: Path, moment: Literal["before", "after"], boundary
 def failing(
     shim: Path, root: Path, op: str, text: str, *, at: int = 1, code: int = errno.EIO, on: bool = False
 ) -> dict[str, str]:
-    """... of one whose n-th ``op`` on a path that contains ``text`` fails; ``on``: all later ones, too."""
+    """... of one whose n-th ``op`` on a path that ends in ``text`` fails; ``on``: all later ones, too."""
     fault = f"{op},{text},{at},{code},{'on' if on else 'once'}"
     return {**clean_environment(), "LD_PRELOAD": str(shim), "SHIM_ROOT": str(root), "SHIM_FAIL": fault}
 
@@ -217,9 +225,8 @@ class Disk:
             return
         waiting = []
         for naming, folders in self._pending:
-            folders = folders - {what.path}
-            if folders:
-                waiting.append((naming, folders))
+            if left := folders - {what.path}:
+                waiting.append((naming, left))
             else:
                 naming.apply(self._kept_names)
         self._pending = waiting

@@ -4,7 +4,7 @@
  *   SHIM_LOG=FILE              append a record of every change to FILE, in the order in which they were made
  *   SHIM_KILL=before:N         SIGKILL right before (or "after:N": after) the N-th sync or rename, counted from 1
  *   SHIM_FAIL=OP,TEXT,N,ERRNO,HOW   the N-th OP (open, write, sync, rename, allocate, truncate, mkdir, unlink; of a path that
- *                              contains TEXT) fails with ERRNO; HOW is "once" or "on": from then on
+ *                              ends in TEXT) fails with ERRNO; HOW is "once" or "on": from then on
  *
  * All changes are made one at a time, so that the log has the order of the disk. What is written through a memory map is not
  * seen. A record is a struct record, two paths and the data; see tests/disk.py, which reads it.
@@ -139,7 +139,8 @@ static void note(uint32_t op, uint64_t inode, uint64_t offset, uint64_t size, co
 }
 
 static int fails(const char *op, const char *path) {
-    if (!fail_at || strcmp(op, fail_op) != 0 || strstr(path, fail_text) == NULL) return 0;
+    size_t length = strlen(path), ending = strlen(fail_text);
+    if (!fail_at || strcmp(op, fail_op) != 0 || length < ending || strcmp(path + length - ending, fail_text) != 0) return 0;
     failing++;
     if (failing != fail_at && !(failing > fail_at && strcmp(fail_how, "on") == 0)) return 0;
     errno = (int)fail_errno;
