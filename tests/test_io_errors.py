@@ -51,7 +51,7 @@ PLACES = [
     ("open", "-wal", 1, False, NOTHING_SENT, "journal.sqlite"),
     ("write", "-wal", 1, False, NOTHING_SENT, "journal.sqlite"),
     ("sync", "-wal", 1, False, NOTHING_SENT, "journal.sqlite"),
-    ("sync", "out.jsonl.run", 1, True, NOTHING_SENT, "out.jsonl.run"),
+    ("sync", "out.jsonl.run", 1, True, NOTHING_SENT, "cannot write the run folder"),
     ("open", "/inflight", 1, False, NOTHING_SENT, "inflight"),
     ("allocate", "/inflight", 1, False, NOTHING_SENT, "inflight"),
     ("open", "status.partial", 1, False, STOPPED, "status.json"),
@@ -129,7 +129,7 @@ def _outcomes(folder: Path) -> int:
     ("op", "ending", "at", "code"),
     [
         ("sync", "-wal", 12, errno.EIO),
-        ("sync", "/journal.sqlite", 1, errno.EIO),  # SQLite stays in its older way then
+        ("sync", "/journal.sqlite", 1, errno.EIO),  # while it is changed to WAL
         ("write", "/journal.sqlite", 2, errno.EIO),
         ("sync", "/journal.sqlite", 2, errno.EIO),  # a checkpoint
         ("write", "-wal", 90, errno.ENOSPC),

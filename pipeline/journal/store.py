@@ -148,8 +148,8 @@ def _prepare(db: sqlite3.Connection, path: Path, *, create: bool) -> None:
 
 
 def _have_log(db: sqlite3.Connection) -> None:
-    """WAL, synced at every COMMIT. Where the disk refused the change to it, SQLite goes on without a word in its older way:
-    there a COMMIT lasts only once the folder is synced, too, and the next start tries again."""
+    """WAL, synced at every COMMIT. SQLite tells an error of the change to it only with the row that it answers, and goes on in
+    its older way: there a COMMIT lasts only once the folder is synced, too."""
     mode = db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
     db.execute(f"PRAGMA synchronous = {'FULL' if mode == 'wal' else 'EXTRA'}")
 
