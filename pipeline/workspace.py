@@ -62,7 +62,8 @@ def make_folder(job: Job) -> Path:
     _check_writable(job.output.path)
     folder = job.run_folder
     try:
-        folders.make_folder(folder, mode=0o700)
+        if not (folder / FILE_NAME).exists():
+            folders.make_folder(folder, mode=0o700)
     except OSError as exc:
         raise RunFolderError(
             f"cannot make the run folder {folder}: {exc.strerror}; give another with --run-dir"

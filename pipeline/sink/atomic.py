@@ -26,7 +26,8 @@ class AtomicFile:
         if self.path.is_dir():
             raise UsageError(f"cannot write results to {self.path}: it is a folder; name a file")
         try:
-            make_folder(self.path.parent)
+            if not self.path.parent.is_dir():
+                make_folder(self.path.parent)
             fd = os.open(self._partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         except FileExistsError as exc:
             raise UsageError(
