@@ -20,7 +20,6 @@ from pipeline import Job, Summary, run
 from pipeline.verify import verify
 
 COUNTED = str(Path(__file__).with_name("counted.py"))
-SLOTS = 8
 
 
 def digest_of(text: str) -> str:
@@ -43,7 +42,7 @@ class Bed:
     sim: Simulated
     output: str = "results/of/run/out.jsonl"
     piped: bool = False
-    slots: int = SLOTS
+    slots: int = 8
 
     def __post_init__(self) -> None:
         self.root.mkdir()

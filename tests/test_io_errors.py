@@ -69,7 +69,7 @@ PLACES = [
     ("sync", ".meta.json.partial", 1, False, STOPPED, "out.jsonl.meta.json"),
     ("open", "run.log", 1, True, DONE, None),
     ("write", "run.log", 1, True, DONE, None),
-    ("write", "/journal.sqlite", 1, True, DONE, None),  # checkpoints only: the log beside it has all
+    ("write", "/journal.sqlite", 2, True, DONE, None),  # checkpoints only: the log beside it has all
     ("truncate", "/lock", 2, False, DONE, None),
 ]
 SHORT = {0, 3, 6, 8, 10, 12, 14, 16, 17, 20, 22, 23, 25}

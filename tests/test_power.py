@@ -18,7 +18,7 @@ from pathlib import Path
 
 import orjson
 import pytest
-from beds import SLOTS, Bed, digest_of, rows_of
+from beds import Bed, digest_of, rows_of
 from disk import BOUNDARIES, NAMING, Disk, Op, Operation, built_shim, can_preload, laid_out, read_log, watched
 from simulated import Simulated, simulated
 
@@ -145,13 +145,9 @@ def _points(recording: Recording, chance: random.Random, count: int) -> list[int
 
 def _check_survivors(bed: Bed, recording: Recording, found: dict[str, bytes | None], shown: int, place: Path) -> Kept:
     """What was shown is there, and results are whole or absent."""
-    for name, wholes in (
-        (bed.results, recording.results),
-        (bed.results.with_name(bed.results.name + ".meta.json"), None),
-    ):
-        content = found.get(str(name))
-        if content is not None:
-            assert content in wholes if wholes is not None else orjson.loads(content)["totals"]
+    results, sheet = (found.get(str(bed.results) + more) for more in ("", ".meta.json"))
+    assert results is None or results in recording.results
+    assert sheet is None or orjson.loads(sheet)["totals"]
     inside = f"{bed.folder}/"
     if str(bed.folder) not in found:
         assert shown == 0, f"{shown} rows had been shown as done, and the run folder is not there"
@@ -162,7 +158,7 @@ def _check_survivors(bed: Bed, recording: Recording, found: dict[str, bytes | No
         return Kept()
     status = status_of(place) if shown else {}
     assert status.get("completed", 0) >= shown
-    journal = Journal.open(place, slots=SLOTS)
+    journal = Journal.open(place, slots=bed.slots)
     try:
         assert journal.db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         ids = frozenset(name for (name,) in journal.db.execute("SELECT custom_id FROM outcome JOIN reply USING (no)"))
@@ -180,9 +176,9 @@ def _with_table(bed: Bed, found: dict[str, bytes | None], chance: random.Random)
     path = str(bed.folder / "inflight")
     if not found.get(path):
         return
-    table = bytearray(ENTRY.size * (2 * SLOTS + 1))
+    table = bytearray(ENTRY.size * (2 * bed.slots + 1))
     table[: len(MAGIC)] = MAGIC
-    for entry in range(1, 2 * SLOTS + 1):
+    for entry in range(1, 2 * bed.slots + 1):
         number = chance.randrange(len(bed.rows))
         name = f"r{number}".encode()
         ENTRY.pack_into(
@@ -208,12 +204,14 @@ def _check_resume(bed: Bed, found: dict[str, bytes | None], kept: Kept) -> None:
 
 
 @pytest.mark.parametrize(
-    ("piped", "output", "count"), [(False, "results/of/run/out.jsonl", 1000), (True, "night/out.parquet", 250)]
+    ("piped", "output", "count", "slots"),
+    [(False, "results/of/run/out.jsonl", 1000, 4), (True, "night/out.parquet", 250, 8)],
 )
 def test_what_was_shown_survives_a_power_cut(
-    tmp_path: Path, shim: Path, sim: Simulated, piped: bool, output: str, count: int
+    tmp_path: Path, shim: Path, sim: Simulated, piped: bool, output: str, count: int, slots: int
 ) -> None:
-    bed = Bed(root=tmp_path / "disk", rows=rows_of(count, 900), sim=sim, output=output, piped=piped)
+    rows = rows_of(count, 900 if piped else 2500)
+    bed = Bed(root=tmp_path / "disk", rows=rows, sim=sim, output=output, piped=piped, slots=slots)
     recording = _record(bed, shim, tmp_path / "log")
     checkpoints = sum(what.op == Op.SYNC and what.path.endswith("/journal.sqlite") for what in recording.operations)
     assert checkpoints > 3 or piped, "the journal was never checkpointed while it ran"
