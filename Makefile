@@ -56,6 +56,9 @@ test-real: $(VENV)/.test $(REAL)/.ready  ## against a real LiteLLM proxy, instal
 	  echo "**** SKIPPED: no test against a real LiteLLM proxy, for pip could not install $(LITELLM_PACKAGE) ****"; \
 	fi
 
+test-power: $(VENV)/.test  ## power cuts, kills at every sync and I/O errors, ten times as many as in the suite
+	POWER=long $(BIN)/python -m pytest -s tests/test_power.py tests/test_kills.py tests/test_io_errors.py
+
 bench: $(VENV)/.test  ## measure the engine's own cost (20 minutes), into benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/bench.py --results benchmarks/RESULTS.md
 

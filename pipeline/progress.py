@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 
 from pipeline.errors import IncompleteError
+from pipeline.folders import sync_folder
 from pipeline.records import Attempt, Cost, Outcome
 
 RATE_WINDOW_S = 30.0
@@ -273,24 +274,35 @@ def shown_in(folder: Path) -> int:
 
 
 class StatusFile:
-    """``status.json`` in the run folder, replaced atomically: what ``pipeline status`` reads, also after a kill."""
+    """``status.json`` in the run folder, replaced atomically: what ``pipeline status`` reads, also after a kill.
+
+    That a run has begun and how it ended is synced. What it says in between need not be, for after a power cut the journal
+    tells; but no earlier run's end must be left there then.
+    """
 
     def __init__(self, folder: Path, facts: dict[str, Any]) -> None:
         self._path = folder / STATUS_FILE
         self._facts = facts
+        self._begun = False
 
     def write(self, snapshot: Snapshot | None, **more: Any) -> None:
         """Replace the file's text. Raises ``IncompleteError`` when there is no room for it."""
         status = {**self._facts, **(asdict(snapshot) if snapshot else {}), **more, "written_at": time.time()}
         try:
-            self._replace(orjson.dumps(status, option=orjson.OPT_INDENT_2))
+            self._replace(orjson.dumps(status, option=orjson.OPT_INDENT_2), sync=snapshot is None or not self._begun)
         except OSError as exc:
             raise IncompleteError(
                 f"cannot write {self._path}: {exc.strerror}; make room on that disk, then run the same command again"
             ) from exc
+        self._begun = True
 
-    def _replace(self, text: bytes) -> None:
+    def _replace(self, text: bytes, *, sync: bool) -> None:
         partial = self._path.with_suffix(".partial")
         with open(partial, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
             file.write(text)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         partial.replace(self._path)
+        if sync:
+            sync_folder(self._path.parent)

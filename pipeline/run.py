@@ -102,7 +102,12 @@ class Run:
                 f"our having the answers. They are sent again, and counted in lost_attempts: {names}"
             )
         if left.may_be_incomplete:
-            self._display.say("The machine was restarted since: that list may be incomplete.")
+            self._display.say(
+                "The machine was restarted since: that list may be incomplete."
+                if left.in_flight
+                else "The machine was restarted since the last run was cut off: which requests were in flight then is not known; "
+                "the gateway may bill them without our having the answers."
+            )
 
     def _tick_index(self, rows: int) -> None:
         self._signals.check()

@@ -36,7 +36,9 @@ def status_of(folder: Path) -> dict[str, Any]:
         status = orjson.loads((folder / STATUS_FILE).read_bytes())
     except FileNotFoundError:
         raise RunFolderError(f"{folder} has no status yet: nothing has been sent there") from None
-    except (OSError, ValueError) as exc:
+    except ValueError as exc:
+        status = _after_power_cut(folder, exc)
+    except OSError as exc:
         raise RunFolderError(f"cannot read the status in {folder}: {exc}") from exc
     if not isinstance(status, dict) or not all(isinstance(status.get(name, 0), int | float) for name in _NUMBERS):
         raise RunFolderError(f"the status in {folder} is not one of pipeline's")
@@ -49,6 +51,18 @@ def status_of(folder: Path) -> dict[str, Any]:
     elif lock.is_held():
         status["holder"] = lock.holder()
     return status
+
+
+def _after_power_cut(folder: Path, why: ValueError) -> dict[str, Any]:
+    """What is left of a status that was not synced is no status: the journal tells what it told. Raises ``RunFolderError``."""
+    if Lock(folder).is_held() or not (folder / FILE_NAME).exists():
+        raise RunFolderError(f"cannot read the status in {folder}: {why}") from why
+    journal = Journal.read(folder)
+    try:
+        with sentences(journal.path):
+            return {"state": "running", "run_folder": str(folder), "output": journal.get("output")}
+    finally:
+        journal.close()
 
 
 def _from_journal(folder: Path) -> dict[str, Any]:

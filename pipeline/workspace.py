@@ -12,7 +12,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import InputError, JobError, RunFolderError
+from pipeline import folders
+from pipeline.errors import IncompleteError, InputError, JobError, RunFolderError
 from pipeline.feed import Feed, bad_lines, mark_of
 from pipeline.gateways import OpenAI, dialect_of
 from pipeline.job import Job
@@ -67,7 +68,8 @@ def make_folder(job: Job) -> Path:
     _check_writable(job.output.path)
     folder = job.run_folder
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not (folder / FILE_NAME).exists():
+            folders.make_folder(folder, mode=0o700)
     except OSError as exc:
         raise RunFolderError(
             f"cannot make the run folder {folder}: {exc.strerror}; give another with --run-dir"
@@ -240,12 +242,19 @@ def _spool(path: Path) -> None:
     if not first:
         return
     partial = path.with_suffix(".partial")
-    with open(partial, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-        file.write(first)
-        shutil.copyfileobj(stream, file, 1 << 20)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with open(partial, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            file.write(first)
+            shutil.copyfileobj(stream, file, 1 << 20)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        folders.sync_folder(path.parent)  # the answers are worth nothing without their prompts
+    except OSError as exc:
+        raise IncompleteError(
+            f"cannot write what came on standard input to {path}: {exc.strerror}: see to that disk, then run the same "
+            "command again"
+        ) from exc
 
 
 def _first_columns(files: list[InputFile]) -> list[str]:

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from conftest import Bench
+from conftest import Bench, Pipeline
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline import Wishes
 from pipeline.errors import IncompleteError, RunFolderError
 from pipeline.journal import Journal, Record, Recovered
-from pipeline.journal.inflight import ENTRY, InFlightTable
+from pipeline.journal.inflight import ENTRY, MAGIC, InFlightTable
 from pipeline.journal.store import file_system_of
 from pipeline.records import Attempt, Completion, Cost, Outcome, Request, Usage
 
@@ -164,6 +165,44 @@ def test_a_file_that_is_no_in_flight_table_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "inflight").read_bytes().startswith(b"something else")
 
 
+def test_an_in_flight_table_whose_first_page_a_power_cut_has_eaten_is_taken_up(tmp_path: Path) -> None:
+    path = tmp_path / "inflight"
+    table = InFlightTable(path, slots=40)
+    for number in range(1, 41):
+        table.enter(f"r{number}", number, bytes(16), f"call-{number}")
+    table.close()
+    path.write_bytes(bytes(4096) + path.read_bytes()[4096:])
+    again = InFlightTable(path, slots=40)
+    left = {entry.custom_id for entry in again.left}
+    again.close()
+    assert 10 < len(left) < 40
+    assert path.read_bytes().startswith(MAGIC)
+
+
+def test_a_journal_that_is_not_in_wal_mode_is_put_into_it(tmp_path: Path) -> None:
+    Journal.open(tmp_path, slots=1).close()
+    with sqlite3.connect(tmp_path / "journal.sqlite") as db:
+        assert db.execute("PRAGMA journal_mode = DELETE").fetchone() == ("delete",)
+    db.close()
+    journal = Journal.open(tmp_path, slots=1)
+    assert journal.db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert journal.db.execute("PRAGMA synchronous").fetchone() == (2,)
+    journal.close()
+
+
+@pytest.mark.parametrize("torn", [b"", bytes(500), b'{\n  "state": "run'])
+def test_what_a_torn_status_told_is_told_from_the_journal(bench: Bench, pipeline: Pipeline, torn: bytes) -> None:
+    bench.write([{"id": "a", "text": "x"}, {"id": "b", "text": "y"}])
+    bench.run(Wishes(most=1, publish=False))
+    (bench.folder / "out.jsonl.run" / "status.json").write_bytes(torn)
+    found = pipeline("status", "out.jsonl")
+    assert found.code == 0, found.err
+    assert found.out.startswith(f"{bench.folder / 'out.jsonl'}: was killed; run the same command again")
+    assert "1 succeeded, 0 failed, 1 left, of 2" in found.out
+    (bench.folder / "out.jsonl.run" / "journal.sqlite").unlink()
+    assert "cannot read the status" in pipeline("status", "out.jsonl.run").err
+
+
 def _killed(folder: Path) -> None:
     """A run that died: row 1 is durable but not cleared, row 2's attempt too, row 3 was out, row 4 was cleared."""
     journal = Journal.open(folder, slots=4)
@@ -247,8 +286,6 @@ def test_after_a_power_cut_the_list_is_said_to_be_incomplete(bench: Bench) -> No
 
 def test_a_newer_schema_is_refused_and_an_index_is_fast_to_take_up_again(bench: Bench) -> None:
     bench.write([{"id": f"r{n}", "text": "x"} for n in range(20_000)])
-    from pipeline import Wishes
-
     bench.run(Wishes(most=1, publish=False))
     started = time.monotonic()
     bench.run(Wishes(most=1, publish=False))

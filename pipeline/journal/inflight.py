@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import RunFolderError
+from pipeline.errors import IncompleteError, RunFolderError
 
 ENTRY = struct.Struct("<BxHI16s48s184s")  # set?, length of the id, its number in the journal, fingerprint, call id, id
 MAGIC = b"pipeline in-flight 1\n"
@@ -36,16 +36,14 @@ class InFlightTable:
 
     def __init__(self, path: Path, *, slots: int) -> None:
         _check(path)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            size = max(ENTRY.size * (2 * slots + 1), os.fstat(fd).st_size)
-            if os.fstat(fd).st_size < size:
-                os.posix_fallocate(fd, 0, size)  # a full disk must not show itself as SIGBUS later
-            self._map = mmap.mmap(fd, size)
-        finally:
-            os.close(fd)
+            self._map = _mapped(path, ENTRY.size * (2 * slots + 1))
+        except OSError as exc:
+            raise IncompleteError(
+                f"cannot write the in-flight table {path}: {exc.strerror}: see to that disk, then run the same command again"
+            ) from exc
         self._map[: len(MAGIC)] = MAGIC
-        self._free = list(range(size // ENTRY.size - 1, 0, -1))
+        self._free = list(range(len(self._map) // ENTRY.size - 1, 0, -1))
 
     @property
     def left(self) -> list[InFlight]:
@@ -83,12 +81,23 @@ def left_in(path: Path) -> list[InFlight]:
     return list(_entries(path.read_bytes())) if path.exists() else []
 
 
+def _mapped(path: Path, least: int) -> mmap.mmap:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        size = max(least, os.fstat(fd).st_size)
+        if os.fstat(fd).st_size < size:
+            os.posix_fallocate(fd, 0, size)  # a full disk must not show itself as SIGBUS later
+        return mmap.mmap(fd, size)
+    finally:
+        os.close(fd)
+
+
 def _check(path: Path) -> None:
-    """Refuse a file that is something else; empty or all zero is one whose first page was never laid out."""
+    """Refuse a file that is something else; one that begins with zeros was never laid out, or lost its first page to a power cut."""
     if not path.exists():
         return
     data = path.read_bytes() if path.is_file() else b"?"
-    if any(data) and not data.startswith(MAGIC):
+    if any(data[:HEADER_BYTES]) and not data.startswith(MAGIC):
         raise RunFolderError(
             f"{path} is no in-flight table of this version: run it with the pipeline that wrote it, or give another --run-dir"
         )

@@ -6,13 +6,14 @@ import fcntl
 import os
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
 import orjson
 
 from pipeline.boot import boot_id
-from pipeline.errors import LockedError, RunFolderError
+from pipeline.errors import IncompleteError, LockedError, RunFolderError
 
 LOOKS = 10
 LOOK_S = 0.02
@@ -43,15 +44,15 @@ class Lock:
             raise LockedError(_in_use(self._path.parent, holder)) from exc
         before, inode = self.holder(), os.fstat(self._fd).st_ino
         self.copied = before.get("inode", inode) != inode
-        self._write(
-            {
-                "host": socket.gethostname(),
-                "pid": os.getpid(),
-                "boot_id": boot_id(),
-                "since": time.time(),
-                "inode": inode,
-            }
-        )
+        note = {"host": socket.gethostname(), "pid": os.getpid(), "boot_id": boot_id(), "since": time.time()}
+        try:
+            self._write({**note, "inode": inode})
+        except OSError as exc:
+            os.close(self._fd)
+            self._fd = -1
+            raise IncompleteError(
+                f"cannot write the lock {self._path}: {exc.strerror}: see to that disk, then run the same command again"
+            ) from exc
         return self
 
     def _take(self) -> None:
@@ -68,7 +69,8 @@ class Lock:
         fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def __exit__(self, *_: object) -> None:
-        os.ftruncate(self._fd, 0)
+        with suppress(OSError):  # a disk gone bad: the lock itself goes with the open file
+            os.ftruncate(self._fd, 0)
         os.close(self._fd)
         self._fd = -1
 

@@ -15,6 +15,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from pipeline.errors import DamagedError, IncompleteError, RunFolderError
+from pipeline.folders import sync_folder
 from pipeline.journal import migrate
 
 VERSION = 2
@@ -97,10 +98,22 @@ def connect(path: Path, *, create: bool) -> sqlite3.Connection:
         )
         try:
             _prepare(db, path, create=create)
+            if create:
+                _sync_folder(path)
         except BaseException:
             db.close()
             raise
     return db
+
+
+def _sync_folder(path: Path) -> None:
+    """The names of journal and log must last as what is in them does. SQLite syncs them, too, and goes on when that fails."""
+    try:
+        sync_folder(path.parent)
+    except OSError as exc:
+        raise IncompleteError(
+            f"cannot write the run folder {path.parent}: {exc.strerror}: see to that disk, then run the same command again"
+        ) from exc
 
 
 def _touch(path: Path) -> None:
@@ -119,7 +132,7 @@ def _prepare(db: sqlite3.Connection, path: Path, *, create: bool) -> None:
     application_id = db.execute("PRAGMA application_id").fetchone()[0]
     tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
     if tables == 0 and create:
-        db.execute("PRAGMA journal_mode = WAL")
+        _have_log(db)
         db.executescript(
             f"BEGIN; {SCHEMA} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION}; COMMIT;"
         )
@@ -133,11 +146,19 @@ def _prepare(db: sqlite3.Connection, path: Path, *, create: bool) -> None:
             f"the journal {path} has schema version {version}, this pipeline reads versions 1 to {VERSION}: "
             "run it with the pipeline that wrote it, or give another --run-dir"
         )
-    db.execute("PRAGMA synchronous = FULL")
+    if create:
+        _have_log(db)
     db.execute("PRAGMA cache_size = -8000")  # 32 MB were no quicker, at a million rows, and sorting takes as much again
     db.execute("PRAGMA temp_store = FILE")  # drops temporary views: before any is made
     if version < VERSION:
         (migrate.raised if create else migrate.seen)(db, VERSION)
+
+
+def _have_log(db: sqlite3.Connection) -> None:
+    """WAL, synced at every COMMIT. SQLite tells an error of the change to it only with the row that it answers, and goes on in
+    its older way: there a COMMIT lasts only once the folder is synced, too."""
+    mode = db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+    db.execute(f"PRAGMA synchronous = {'FULL' if mode == 'wal' else 'EXTRA'}")
 
 
 def file_system_of(path: Path) -> str:

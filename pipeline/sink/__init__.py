@@ -12,14 +12,14 @@ from typing import Any
 import orjson
 
 from pipeline.journal.reader import Projection
-from pipeline.sink.atomic import AtomicFile, sync_folder
+from pipeline.sink.atomic import AtomicFile
 from pipeline.sink.columns import TYPES, Layout, layout, matching, values
 from pipeline.sink.project import Plan, Selection, Stretch, batches, texts
 from pipeline.sink.proof import META, error_file, unlike
 from pipeline.sink.vectors import numbers as vector_numbers
 
 __all__ = [
-    "META", "TYPES", "AtomicFile", "Layout", "Plan", "Selection", "Stretch", "error_file", "layout", "matching", "sync_folder",
+    "META", "TYPES", "AtomicFile", "Layout", "Plan", "Selection", "Stretch", "error_file", "layout", "matching",
     "unlike", "values", "vector_numbers", "write_meta", "write_results",
 ]  # fmt: skip
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from pipeline.errors import IncompleteError, UsageError
+from pipeline.folders import make_folder, sync_folder
 
 
 class AtomicFile:
@@ -25,7 +26,8 @@ class AtomicFile:
         if self.path.is_dir():
             raise UsageError(f"cannot write results to {self.path}: it is a folder; name a file")
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if not self.path.parent.is_dir():
+                make_folder(self.path.parent)
             fd = os.open(self._partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         except FileExistsError as exc:
             raise UsageError(
@@ -62,12 +64,3 @@ class AtomicFile:
             self.stream.close()
         except OSError:
             return
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in this folder survive a power cut."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
