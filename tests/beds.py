@@ -107,7 +107,7 @@ class Bed:
         assert [row["id"] for row in found] == [row["id"] for row in self.rows], said
         assert all(row["status"] == "succeeded" for row in found), said
         report = verify(self.folder)
-        assert (report.findings, report.pending, report.rows) == ([], 0, len(self.rows)), said
+        assert (report.findings, report.pending, report.rows) == ([], 0, len(self.rows)), f"{report.findings}\n{said}"
 
     def bills(self, since: int) -> list[Bill]:
         """What the gateway billed from this line of its ledger on."""

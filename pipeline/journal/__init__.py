@@ -132,8 +132,12 @@ class Journal:
             found = Recovered(in_flight=[entry.custom_id for entry in cut_off], may_be_incomplete=last[1] != boot_id())
             tell(found)
             self.db.executemany(
-                "INSERT INTO attempt VALUES (?, ?, ?, 'killed', 1, NULL, NULL, 'USD', 'unknown', ?, ?)",
-                [(entry.custom_id, entry.fingerprint, entry.call_id, time.time(), last[0]) for entry in cut_off],
+                "INSERT INTO attempt VALUES (?, ?, ?, 'killed', 1, NULL, NULL, 'USD', 'unknown', ?, "
+                "coalesce((SELECT run FROM run WHERE name = ?), ?))",  # a power cut may bring back what an earlier run had cleared
+                [
+                    (*entry.identity, entry.call_id, time.time(), entry.call_id.partition("-")[0], last[0])
+                    for entry in cut_off
+                ],
             )
             self.db.execute(
                 "UPDATE run SET ended_at = ?, how = 'killed' WHERE ended_at IS NULL AND run <> ?",

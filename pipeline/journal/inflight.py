@@ -30,6 +30,11 @@ class InFlight:
     fingerprint: bytes
     call_id: str
 
+    @property
+    def identity(self) -> tuple[str, bytes]:
+        """Which row, asking what."""
+        return self.custom_id, self.fingerprint
+
 
 class InFlightTable:
     """``enter`` before the send, ``clear`` after the COMMIT; ``left`` is what an earlier process could not clear."""
