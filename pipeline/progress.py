@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 
+from pipeline.disk import cannot_write
 from pipeline.errors import IncompleteError
 from pipeline.records import Attempt, Cost, Outcome
 
@@ -275,12 +276,21 @@ class StatusFile:
         try:
             self._replace(orjson.dumps(status, option=orjson.OPT_INDENT_2))
         except OSError as exc:
-            raise IncompleteError(
-                f"cannot write {self._path}: {exc.strerror}; make room on that disk, then run the same command again"
-            ) from exc
+            raise IncompleteError(cannot_write(self._path, exc, what="the status")) from exc
 
     def _replace(self, text: bytes) -> None:
         partial = self._path.with_suffix(".partial")
-        with open(partial, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-            file.write(text)
-        partial.replace(self._path)
+        try:
+            with open(partial, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+                file.write(text)
+            partial.replace(self._path)
+        except OSError:
+            _drop(partial)
+            raise
+
+
+def _drop(partial: Path) -> None:
+    try:
+        partial.unlink(missing_ok=True)
+    except OSError:
+        return  # why it could not be written is told already

@@ -12,7 +12,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import InputError, JobError, RunFolderError
+from pipeline.disk import cannot_write, is_full
+from pipeline.errors import IncompleteError, InputError, JobError, RunFolderError
 from pipeline.feed import Feed, bad_lines, mark_of
 from pipeline.gateways import OpenAI, dialect_of
 from pipeline.job import Job
@@ -63,6 +64,8 @@ def make_folder(job: Job) -> Path:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as exc:
+        if is_full(exc):
+            raise IncompleteError(cannot_write(folder, exc, what="the run folder")) from exc
         raise RunFolderError(
             f"cannot make the run folder {folder}: {exc.strerror}; give another with --run-dir"
         ) from exc
@@ -72,6 +75,8 @@ def make_folder(job: Job) -> Path:
 def _check_writable(output: Path) -> None:
     """A place for results that cannot be written must show before they are paid for."""
     try:
+        if output.is_symlink():  # it is followed, not replaced
+            output = Path(os.path.realpath(output))
         is_folder = output.is_dir()
         parent = next(folder for folder in output.parents if folder.exists())
     except OSError as exc:
@@ -225,12 +230,16 @@ def _spool(path: Path) -> None:
     if not first:
         return
     partial = path.with_suffix(".partial")
-    with open(partial, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-        file.write(first)
-        shutil.copyfileobj(stream, file, 1 << 20)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with open(partial, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            file.write(first)
+            shutil.copyfileobj(stream, file, 1 << 20)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as exc:
+        partial.unlink(missing_ok=True)
+        raise IncompleteError(cannot_write(path, exc, what="what came on standard input to")) from exc
 
 
 def _first_columns(files: list[InputFile]) -> list[str]:

@@ -12,13 +12,13 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "pipeline"
 FLOORS = {
-    0: set("records errors presets jsonio boot".split()),
+    0: set("records errors presets jsonio boot disk".split()),
     1: set(
         "job source template gateways stream secret unreadable budget drift retry hours patience poison tokens accounting lease journal sink progress".split()
     ),
     2: set("client backlog packs books outage away slots rates judge pool display simulator".split()),
     3: set(
-        "guards flow workspace feed wishes clearing sending run entry signals selection results export status verify trial ending preflight plan "
+        "guards flow footing workspace feed wishes clearing sending run entry signals selection results export status verify trial ending preflight plan "
         "models billing reckoning reuse".split()
     ),
     4: {"cli", "__init__", "__main__"},

@@ -13,10 +13,10 @@ from conftest import Bench
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.disk import file_system_of
 from pipeline.errors import IncompleteError, RunFolderError
 from pipeline.journal import Journal, Record
 from pipeline.journal.inflight import ENTRY, InFlightTable
-from pipeline.journal.store import file_system_of
 from pipeline.records import Attempt, Completion, Cost, Outcome, Request, Usage
 
 

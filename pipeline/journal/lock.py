@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
 import orjson
 
 from pipeline.boot import boot_id
-from pipeline.errors import LockedError, RunFolderError
+from pipeline.disk import cannot_write, file_system_of, is_full
+from pipeline.errors import IncompleteError, LockedError, PipelineError, RunFolderError
 
+_HELD = frozenset({errno.EWOULDBLOCK, errno.EACCES})
 LOOKS = 10
 LOOK_S = 0.02
 
@@ -29,24 +33,31 @@ class Lock:
         try:
             self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as exc:
+            if is_full(exc):
+                raise IncompleteError(cannot_write(self._path, exc, what="the lock")) from exc
             raise RunFolderError(f"cannot write in the run folder {self._path.parent}: {exc.strerror}") from exc
         try:
             self._take()
         except OSError as exc:
-            holder = self.holder()
-            os.close(self._fd)
-            self._fd = -1
-            raise LockedError(_in_use(self._path.parent, holder)) from exc
-        self._write({"host": socket.gethostname(), "pid": os.getpid(), "boot_id": boot_id(), "since": time.time()})
+            raise self._let_go(_why_not(self._path.parent, exc, self.holder())) from exc
+        try:
+            self._write({"host": socket.gethostname(), "pid": os.getpid(), "boot_id": boot_id(), "since": time.time()})
+        except OSError as exc:
+            raise self._let_go(IncompleteError(cannot_write(self._path, exc, what="the lock"))) from exc
         return self
+
+    def _let_go(self, why: PipelineError) -> PipelineError:
+        os.close(self._fd)
+        self._fd = -1
+        return why
 
     def _take(self) -> None:
         """A ``status`` that looks whether it is held holds it for an instant itself: nobody's name is in it then."""
         for _ in range(LOOKS):
             try:
                 fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                if self.holder():
+            except OSError as exc:
+                if exc.errno not in _HELD or self.holder():
                     raise
                 time.sleep(LOOK_S)
             else:
@@ -54,7 +65,8 @@ class Lock:
         fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def __exit__(self, *_: object) -> None:
-        os.ftruncate(self._fd, 0)
+        with suppress(OSError):  # a disk gone bad: the lock itself goes with the open file
+            os.ftruncate(self._fd, 0)
         os.close(self._fd)
         self._fd = -1
 
@@ -78,11 +90,21 @@ class Lock:
             return False
         try:
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
+        except OSError as exc:
+            return exc.errno in _HELD
         finally:
             os.close(fd)
         return False
+
+
+def _why_not(folder: Path, exc: OSError, holder: dict[str, Any]) -> PipelineError:
+    if exc.errno in _HELD:
+        return LockedError(_in_use(folder, holder))
+    kind = file_system_of(folder)
+    return RunFolderError(
+        f"the run folder {folder} cannot be locked ({exc.strerror}): its file system{f' ({kind})' if kind else ''} gives no "
+        "locks, so two runs could pay for the same rows; give a run folder on another disk with --run-dir"
+    )
 
 
 def _in_use(folder: Path, holder: dict[str, Any]) -> str:
