@@ -1,0 +1,403 @@
+"""Folders and files that go wrong while a run works: deleted, moved, replaced, closed to it; and those of a network."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import Ended, clean_environment, read_jsonl, write_jsonl
+from disks import MB, command, ended, on_a_network, small_disk, without_rights
+from reconcile import bill_of, reconcile
+from simulated import Simulated, simulated
+
+from pipeline.errors import RunFolderError
+from pipeline.journal import Lock
+from pipeline.journal.inflight import InFlightTable
+from pipeline.simulator import Settings
+
+
+@pytest.fixture
+def sim() -> Iterator[Simulated]:
+    """A gateway that takes its time."""
+    with simulated(Settings(latency_s=0.15)) as server:
+        yield server
+
+
+def rows_of(count: int) -> list[dict[str, Any]]:
+    return [{"id": f"r{n}", "text": f"row number {n}"} for n in range(count)]
+
+
+def words(sim: Simulated, *more: str, source: str = "in.jsonl", slots: int = 4) -> list[str]:
+    return [
+        "run", "-i", source, "-o", "out.jsonl", "--base-url", sim.url, "-m", "sim/echo", "-p", "{{ text }}", "--id", "id",
+        "-c", str(slots), *more,
+    ]  # fmt: skip
+
+
+def started(line: list[str], cwd: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        line, cwd=cwd, env=clean_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )  # fmt: skip
+
+
+def end_of(run: subprocess.Popen[str]) -> Ended:
+    out, err = run.communicate(timeout=60)
+    assert "Traceback" not in err, err
+    return Ended(code=run.returncode, out=out, err=err)
+
+
+def wait_for(it: Callable[[], bool], seconds: float = 40) -> None:
+    until = time.monotonic() + seconds
+    while not it():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def settled(folder: Path, sim: Simulated, cwd: Path, count: int) -> None:
+    """Complete, and in agreement with what was billed; nothing was lost, so nothing was bought twice."""
+    bills = [entry for entry in sim.entries if entry.billed]
+    reckoning = reconcile(folder, [bill_of(bill) for bill in bills], results=cwd / "out.jsonl")
+    assert (reckoning.rows, reckoning.lost, len(bills)) == (count, 0, count)
+    assert [row["id"] for row in read_jsonl(cwd / "out.jsonl")] == [f"r{n}" for n in range(count)]
+
+
+# ---------------------------------------------------------------- the run folder
+
+
+def _deleted(folder: Path) -> None:
+    subprocess.run(["rm", "-rf", folder], check=True)
+
+
+def _moved(folder: Path) -> None:
+    folder.rename(folder.with_name("elsewhere"))
+
+
+def _replaced(folder: Path) -> None:
+    _deleted(folder)
+    folder.mkdir(mode=0o700)
+    (folder / "journal.sqlite").write_text("another's")
+    (folder / "journal.sqlite-wal").write_text("another's")
+    (folder / "status.json").write_text("another's")
+    (folder / "reserve").write_text("another's")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("happens", [_deleted, _moved, _replaced])
+def test_a_run_does_not_go_on_paying_into_a_journal_that_is_gone(
+    tmp_path: Path, sim: Simulated, happens: Callable[[Path], None]
+) -> None:
+    """It is seen within seconds, and the answers there are can be had: moved back, they are not bought again."""
+    count = 400
+    write_jsonl(tmp_path / "in.jsonl", rows_of(count))
+    folder = tmp_path / "out.jsonl.run"
+    run = started(command(*words(sim, "--json")), tmp_path)
+    wait_for(lambda: sim.asked > 10)
+    happens(folder)
+    gone_at = time.monotonic()
+    done = end_of(run)
+    assert time.monotonic() - gone_at < 20
+    assert done.code == 6, done.err
+    summary = orjson.loads(done.out)
+    assert f"the run folder {folder} was " in summary["reason"]
+    assert 0 < summary["completed"] < count
+    assert summary["in_flight"] == []
+    assert summary["completed"] == sum(entry.billed for entry in sim.entries), "what was in flight was kept"
+    assert not (tmp_path / "out.jsonl").exists()
+    saved = Path(summary["run_folder"])
+    assert str(saved) in summary["reason"]
+    assert saved != folder
+    if happens is _replaced:
+        names = ("journal.sqlite", "journal.sqlite-wal", "status.json", "reserve")
+        assert [(folder / name).read_text() for name in names] == ["another's"] * 4
+        _deleted(folder)
+    saved.rename(folder)
+    again = ended(command(*words(sim)), tmp_path)
+    assert again.code == 0, again.err
+    settled(folder, sim, tmp_path, count)
+
+
+@pytest.mark.parametrize("name", ["lock", "inflight", "journal.sqlite-wal"])
+@pytest.mark.slow
+def test_a_file_of_the_run_folder_that_is_gone(tmp_path: Path, sim: Simulated, name: str) -> None:
+    write_jsonl(tmp_path / "in.jsonl", rows_of(200))
+    folder = tmp_path / "out.jsonl.run"
+    run = started(command(*words(sim)), tmp_path)
+    wait_for(lambda: sim.asked > 10)
+    (folder / name).unlink()
+    done = end_of(run)
+    assert done.code == 6, done.err
+    assert f"the run folder {folder} ({name}) was deleted or replaced while this run worked" in done.err
+
+
+def test_a_run_folder_that_is_gone_at_the_end_is_not_called_finished(tmp_path: Path, sim: Simulated) -> None:
+    """Too short a run for a look in between."""
+    write_jsonl(tmp_path / "in.jsonl", rows_of(6))
+    run = started(command(*words(sim, slots=1)), tmp_path)
+    wait_for(lambda: sim.asked >= 3)
+    _deleted(tmp_path / "out.jsonl.run")
+    done = end_of(run)
+    assert done.code == 6, done.err
+    assert "was deleted or replaced while this run worked" in done.err
+    assert not (tmp_path / "out.jsonl").exists()
+    (saved,) = tmp_path.glob("out.jsonl.run.rescued-*")
+    assert saved.stat().st_mode & 0o777 == 0o700
+    saved.rename(tmp_path / "out.jsonl.run")
+    assert ended(command(*words(sim)), tmp_path).code == 0
+    settled(tmp_path / "out.jsonl.run", sim, tmp_path, 6)
+
+
+@pytest.mark.slow
+def test_a_run_folder_that_becomes_read_only(tmp_path: Path, sim: Simulated) -> None:
+    """As a disk does that has errors. A bound on rights stands in where nothing can be mounted."""
+    count = 200
+    write_jsonl(tmp_path / "in.jsonl", rows_of(count))
+    with small_disk(tmp_path, 16 * MB, "ext4") as disk:
+        folder = disk.folder / "run"
+        line = words(sim, "--json", "--run-dir", str(folder))
+        run = started(without_rights(*line), tmp_path)
+        wait_for(lambda: sim.asked > 10)
+        if disk.how == "ext4":
+            subprocess.run(["mount", "-o", "remount,ro,abort", disk.folder], check=False)
+        else:
+            folder.chmod(0o500)
+        done = end_of(run)
+        assert done.code == 75, done.err
+        summary = orjson.loads(done.out) if done.out else {"reason": done.err, "completed": 0, "in_flight": []}
+        assert re.search(
+            r"cannot write the (status|journal) \S+: (Read-only|Permission denied|Input/output)", summary["reason"]
+        )
+        billed = sum(entry.billed for entry in sim.entries)
+        assert billed == summary["completed"] + len(summary["in_flight"]), "kept, or named"
+        assert len(summary["in_flight"]) <= 2 * 4
+        assert billed < count, "it stopped"
+
+
+# ---------------------------------------------------------------- the output's folder
+
+
+def test_an_output_folder_that_is_deleted_meanwhile_is_made_again(tmp_path: Path, sim: Simulated) -> None:
+    write_jsonl(tmp_path / "in.jsonl", rows_of(8))
+    (tmp_path / "far").mkdir()
+    line = words(sim, "--run-dir", str(tmp_path / "run"), slots=1)
+    line[line.index("out.jsonl")] = "far/out.jsonl"
+    run = started(command(*line), tmp_path)
+    wait_for(lambda: sim.asked >= 2)
+    (tmp_path / "far").rmdir()
+    done = end_of(run)
+    assert done.code == 0, done.err
+    assert len(read_jsonl(tmp_path / "far" / "out.jsonl")) == 8
+
+
+def test_a_linked_output_on_another_disk_is_written_there(tmp_path: Path, sim: Simulated) -> None:
+    """Renamed on its own file system, through the link; the run folder, a link too, stays one."""
+    write_jsonl(tmp_path / "in.jsonl", rows_of(3))
+    with small_disk(tmp_path, 4 * MB) as disk:
+        (disk.folder / "run").mkdir()
+        (tmp_path / "out.jsonl.run").symlink_to(disk.folder / "run")
+        (tmp_path / "out.jsonl").symlink_to(disk.folder / "real.jsonl")
+        done = ended(command(*words(sim)), tmp_path)
+        assert done.code == 0, done.err
+        assert (tmp_path / "out.jsonl").is_symlink()
+        assert (tmp_path / "out.jsonl.run").is_symlink()
+        assert len(read_jsonl(disk.folder / "real.jsonl")) == 3
+        assert {path.name for path in disk.folder.iterdir()} <= {"run", "real.jsonl", "lost+found"}
+        assert ended(command("status", "out.jsonl"), tmp_path).code == 0
+        assert ended(command("verify", "out.jsonl"), tmp_path).code == 0
+
+
+def test_a_run_folder_that_is_a_link_to_nothing(tmp_path: Path, sim: Simulated) -> None:
+    write_jsonl(tmp_path / "in.jsonl", rows_of(3))
+    (tmp_path / "out.jsonl.run").symlink_to(tmp_path / "nowhere")
+    done = ended(command(*words(sim)), tmp_path)
+    assert done.code == 2, done.err
+    assert f"{tmp_path / 'out.jsonl.run'} is a link to {tmp_path / 'nowhere'}, where there is nothing" in done.err
+    assert sim.asked == 0
+
+
+# ---------------------------------------------------------------- the input
+
+
+def write_input(path: Path, rows: list[dict[str, Any]]) -> None:
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=100)
+    elif path.suffix == ".gz":
+        path.write_bytes(gzip.compress(b"".join(orjson.dumps(row) + b"\n" for row in rows), mtime=0))
+    elif path.suffix == ".csv":
+        path.write_text("id,text\n" + "".join(f"{row['id']},{row['text']}\n" for row in rows))
+    else:
+        write_jsonl(path, rows)
+
+
+INPUTS = ["in.jsonl", "in.jsonl.gz", "in.csv", "in.parquet"]
+CHANGES = ["edited", "cut", "replaced", "deleted"]
+
+
+def change(path: Path, how: str, rows: list[dict[str, Any]]) -> None:
+    if how == "deleted":
+        path.unlink()
+    elif how == "cut":
+        os.truncate(path, path.stat().st_size * 2 // 3)
+    elif how == "edited":  # in place, the same size
+        with path.open("r+b") as file:
+            data = file.read().replace(b"row number", b"ROW NUMBER")
+            file.seek(0)
+            file.write(data[:-1] + b"~" if path.suffix == ".gz" else data)
+    else:
+        other = path.with_name(f"other{''.join(path.suffixes)}")
+        write_input(other, [row | {"text": f"other {row['text']}"} for row in rows])
+        other.replace(path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", INPUTS)
+@pytest.mark.parametrize("how", CHANGES)
+def test_an_input_that_changes_while_it_is_read_is_noticed_and_said(tmp_path: Path, name: str, how: str) -> None:
+    """No answer ever stands beside another row's data, and with the input as it was the run goes on."""
+    count = 2500
+    rows = [{"id": f"r{n}", "text": f"row number {n} {os.urandom(400).hex()}"} for n in range(count)]
+    write_input(tmp_path / name, rows)
+    kept = (tmp_path / name).read_bytes()
+    stat = (tmp_path / name).stat()
+    with simulated(Settings(latency_s=0.002)) as sim:
+        run = started(command(*words(sim, "--json", source=name, slots=2)), tmp_path)
+        wait_for(lambda: sim.asked >= 20)
+        change(tmp_path / name, how, rows)
+        done = end_of(run)
+        assert done.code == 75, done.err
+        summary = orjson.loads(done.out)
+        assert name in summary["reason"]
+        assert re.search(r"while the run was reading it|no longer what it was|No such file", summary["reason"]), summary
+        assert not (tmp_path / "out.jsonl").exists()
+        assert summary["completed"] == sum(entry.billed for entry in sim.entries)
+        (tmp_path / name).write_bytes(kept)
+        os.utime(tmp_path / name, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        again = ended(command(*words(sim, source=name, slots=32)), tmp_path)
+        assert again.code == 0, again.err
+        settled(tmp_path / "out.jsonl.run", sim, tmp_path, count)
+
+
+# ---------------------------------------------------------------- rights
+
+
+@pytest.mark.parametrize("what", ["in.jsonl", "far", "run", "key", "state"])
+def test_what_is_not_permitted_is_said(tmp_path: Path, sim: Simulated, what: str) -> None:
+    """Exit 2 and nothing sent; a state folder that cannot be used is done without."""
+    write_jsonl(tmp_path / "in.jsonl", rows_of(2))
+    for name in ("far", "run", "state"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "key").write_text("sk-1234")
+    (tmp_path / "key").chmod(0o600)
+    line = words(sim, "--run-dir", str(tmp_path / "run"), "--set", f"gateway.api_key_file={tmp_path / 'key'}")
+    line[line.index("out.jsonl")] = "far/out.jsonl"
+    mode = (tmp_path / what).stat().st_mode
+    (tmp_path / what).chmod(0)
+    done = ended(without_rights(*line), tmp_path, env={"PIPELINE_STATE_DIR": str(tmp_path / "state")})
+    look = ended(without_rights("status", "run"), tmp_path)
+    (tmp_path / what).chmod(mode)
+    assert "Traceback" not in done.err + look.err, done.err + look.err
+    assert (done.code, sim.asked) == ((0, 2) if what == "state" else (2, 0)), done.err
+    assert str(tmp_path / what) in done.err or f" {what}: " in done.err, done.err
+    assert re.search("[Pp]ermission", done.err), done.err
+    assert what != "run" or (look.code == 2 and "Permission denied" in look.err), look.err
+
+
+def test_a_run_folder_that_can_only_be_read_can_be_read(tmp_path: Path, sim: Simulated) -> None:
+    """An archive: status, verify and export work; a run says why it does not."""
+    write_jsonl(tmp_path / "in.jsonl", rows_of(3))
+    assert ended(command(*words(sim)), tmp_path).code == 0
+    folder = tmp_path / "out.jsonl.run"
+    for path in (*folder.iterdir(), folder):
+        path.chmod(0o500 if path == folder else 0o400)
+    for line in (["status", "out.jsonl"], ["verify", "out.jsonl"], ["export", "out.jsonl", "-o", "again.csv"]):
+        done = ended(without_rights(*line), tmp_path)
+        assert done.code == 0, (line, done.err)
+    done = ended(without_rights(*words(sim)), tmp_path)
+    folder.chmod(0o700)
+    assert done.code == 2, done.err
+    assert f"cannot write in the run folder {folder}: Permission denied" in done.err
+    assert sim.asked == 3
+
+
+# ---------------------------------------------------------------- file systems of a network
+
+
+@pytest.mark.slow
+def test_a_whole_life_on_a_network_file_system(tmp_path: Path, sim: Simulated) -> None:
+    """Run, look, refuse a second one, kill -9, resume, export: and never shared memory beside the journal."""
+    count = 80
+    write_jsonl(tmp_path / "in.jsonl", rows_of(count))
+    with small_disk(tmp_path, 16 * MB) as disk:
+        folder = disk.folder / "run"
+        line = words(sim, "--run-dir", str(folder))
+        run = started(on_a_network(*line), tmp_path)
+        wait_for(lambda: sim.asked > 8 and (folder / "status.json").exists())
+        assert "running on" in ended(on_a_network("status", str(folder)), tmp_path).out
+        second = ended(on_a_network(*line), tmp_path)
+        assert second.code == 75, second.err
+        assert "another run works in" in second.err
+        early = ended(on_a_network("export", str(folder), "--partial", "-o", "part.jsonl"), tmp_path)
+        assert early.code == 75, early.err
+        assert "is in use by another process" in early.err
+        assert not (folder / "journal.sqlite-shm").exists()
+        run.send_signal(signal.SIGKILL)
+        run.communicate()
+        assert "was killed" in ended(on_a_network("status", str(folder)), tmp_path).out
+        part = ended(on_a_network("export", str(folder), "--partial", "-o", "part.jsonl"), tmp_path)
+        assert part.code == 0, part.err
+        assert len(read_jsonl(tmp_path / "part.jsonl")) > 0
+        assert not (folder / "journal.sqlite-shm").exists()
+        last = ended(on_a_network(*line, "--json"), tmp_path)
+        assert last.code == 0, last.err
+        named = orjson.loads(last.out)["recovered"]
+        assert 0 < len(named) <= 2 * 4
+        assert not (folder / "journal.sqlite-shm").exists()
+        for look in (["verify", str(folder)], ["export", str(folder), "-o", "out.csv"]):
+            assert ended(on_a_network(*look), tmp_path).code == 0
+        bills = [bill_of(entry) for entry in sim.entries if entry.billed]
+        reckoning = reconcile(folder, bills, results=tmp_path / "out.jsonl")
+        assert (reckoning.rows, reckoning.lost) == (count, len(named))
+
+
+def test_an_in_flight_table_without_shared_memory_is_as_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some network file systems (9p) map nothing that can be written."""
+
+    def none(*_: object) -> None:
+        raise OSError(errno.ENODEV, "No such device")
+
+    monkeypatch.setattr("pipeline.journal.inflight.mmap.mmap", none)
+    table = InFlightTable(tmp_path / "inflight", slots=2)
+    entries = [table.enter(f"r{n}", n, bytes([n] * 16), f"call-{n}") for n in range(3)]
+    table.clear(entries[1])
+    monkeypatch.undo()  # another process, killed or not, finds it in the file
+    left = InFlightTable(tmp_path / "inflight", slots=2)
+    assert sorted(one.custom_id for one in left.left) == ["r0", "r2"]
+    left.close()
+    table.forget_left()
+    assert not any(table.left)
+    assert not any((tmp_path / "inflight").read_bytes()[256 * 2 :])
+    table.close()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_said_to_be_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("pipeline.journal.lock.fcntl.flock", refuse)
+    with pytest.raises(RunFolderError, match=r"cannot be locked \(.*gives no locks.*--run-dir"), Lock(tmp_path):
+        pass
+    assert not Lock(tmp_path).is_held()
