@@ -61,6 +61,11 @@ def make_folder(job: Job) -> Path:
     """The job's run folder, there and private. Raises ``UsageError`` when it cannot be made, or the results not written."""
     _check_writable(job.output.path)
     folder = job.run_folder
+    if folder.is_symlink() and not folder.exists():
+        raise RunFolderError(
+            f"the run folder {folder} is a link to {os.path.realpath(folder)}, where there is nothing: make that folder, or "
+            "have its disk mounted, or give another --run-dir"
+        )
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as exc:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +47,24 @@ def words(sim: Simulated, *more: str, source: str = "in.jsonl", slots: int = 4) 
     ]  # fmt: skip
 
 
-def started(line: list[str], cwd: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        line, cwd=cwd, env=clean_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )  # fmt: skip
+Start = Callable[[list[str]], subprocess.Popen[str]]
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[Start]:
+    """Start commands; none outlives its test."""
+    with ExitStack() as stack:
+
+        def start(line: list[str]) -> subprocess.Popen[str]:
+            run = subprocess.Popen(
+                line, cwd=tmp_path, env=clean_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE, text=True,
+            )  # fmt: skip
+            stack.enter_context(run)
+            stack.callback(run.kill)
+            return run
+
+        yield start
 
 
 def end_of(run: subprocess.Popen[str]) -> Ended:
@@ -96,13 +111,13 @@ def _replaced(folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("happens", [_deleted, _moved, _replaced])
 def test_a_run_does_not_go_on_paying_into_a_journal_that_is_gone(
-    tmp_path: Path, sim: Simulated, happens: Callable[[Path], None]
+    tmp_path: Path, started: Start, sim: Simulated, happens: Callable[[Path], None]
 ) -> None:
     """It is seen within seconds, and the answers there are can be had: moved back, they are not bought again."""
     count = 400
     write_jsonl(tmp_path / "in.jsonl", rows_of(count))
     folder = tmp_path / "out.jsonl.run"
-    run = started(command(*words(sim, "--json")), tmp_path)
+    run = started(command(*words(sim, "--json")))
     wait_for(lambda: sim.asked > 10)
     happens(folder)
     gone_at = time.monotonic()
@@ -130,10 +145,10 @@ def test_a_run_does_not_go_on_paying_into_a_journal_that_is_gone(
 
 @pytest.mark.parametrize("name", ["lock", "inflight", "journal.sqlite-wal"])
 @pytest.mark.slow
-def test_a_file_of_the_run_folder_that_is_gone(tmp_path: Path, sim: Simulated, name: str) -> None:
+def test_a_file_of_the_run_folder_that_is_gone(tmp_path: Path, started: Start, sim: Simulated, name: str) -> None:
     write_jsonl(tmp_path / "in.jsonl", rows_of(200))
     folder = tmp_path / "out.jsonl.run"
-    run = started(command(*words(sim)), tmp_path)
+    run = started(command(*words(sim)))
     wait_for(lambda: sim.asked > 10)
     (folder / name).unlink()
     done = end_of(run)
@@ -141,10 +156,12 @@ def test_a_file_of_the_run_folder_that_is_gone(tmp_path: Path, sim: Simulated, n
     assert f"the run folder {folder} ({name}) was deleted or replaced while this run worked" in done.err
 
 
-def test_a_run_folder_that_is_gone_at_the_end_is_not_called_finished(tmp_path: Path, sim: Simulated) -> None:
+def test_a_run_folder_that_is_gone_at_the_end_is_not_called_finished(
+    tmp_path: Path, started: Start, sim: Simulated
+) -> None:
     """Too short a run for a look in between."""
     write_jsonl(tmp_path / "in.jsonl", rows_of(6))
-    run = started(command(*words(sim, slots=1)), tmp_path)
+    run = started(command(*words(sim, slots=1)))
     wait_for(lambda: sim.asked >= 3)
     _deleted(tmp_path / "out.jsonl.run")
     done = end_of(run)
@@ -159,17 +176,17 @@ def test_a_run_folder_that_is_gone_at_the_end_is_not_called_finished(tmp_path: P
 
 
 @pytest.mark.slow
-def test_a_run_folder_that_becomes_read_only(tmp_path: Path, sim: Simulated) -> None:
+def test_a_run_folder_that_becomes_read_only(tmp_path: Path, started: Start, sim: Simulated) -> None:
     """As a disk does that has errors. A bound on rights stands in where nothing can be mounted."""
     count = 200
     write_jsonl(tmp_path / "in.jsonl", rows_of(count))
     with small_disk(tmp_path, 16 * MB, "ext4") as disk:
         folder = disk.folder / "run"
         line = words(sim, "--json", "--run-dir", str(folder))
-        run = started(without_rights(*line), tmp_path)
+        run = started(without_rights(*line))
         wait_for(lambda: sim.asked > 10)
         if disk.how == "ext4":
-            subprocess.run(["mount", "-o", "remount,ro,abort", disk.folder], check=False)
+            subprocess.run(["mount", "-o", "remount,abort", disk.folder], check=True)
         else:
             folder.chmod(0o500)
         done = end_of(run)
@@ -182,17 +199,22 @@ def test_a_run_folder_that_becomes_read_only(tmp_path: Path, sim: Simulated) -> 
         assert billed == summary["completed"] + len(summary["in_flight"]), "kept, or named"
         assert len(summary["in_flight"]) <= 2 * 4
         assert billed < count, "it stopped"
+        look = ended(without_rights("status", str(folder)), tmp_path)
+        assert "Traceback" not in look.err
+        assert (look.code, f"{summary['completed']:,} succeeded" in look.out) == (0, True), look.out + look.err
 
 
 # ---------------------------------------------------------------- the output's folder
 
 
-def test_an_output_folder_that_is_deleted_meanwhile_is_made_again(tmp_path: Path, sim: Simulated) -> None:
+def test_an_output_folder_that_is_deleted_meanwhile_is_made_again(
+    tmp_path: Path, started: Start, sim: Simulated
+) -> None:
     write_jsonl(tmp_path / "in.jsonl", rows_of(8))
     (tmp_path / "far").mkdir()
     line = words(sim, "--run-dir", str(tmp_path / "run"), slots=1)
     line[line.index("out.jsonl")] = "far/out.jsonl"
-    run = started(command(*line), tmp_path)
+    run = started(command(*line))
     wait_for(lambda: sim.asked >= 2)
     (tmp_path / "far").rmdir()
     done = end_of(run)
@@ -263,7 +285,9 @@ def change(path: Path, how: str, rows: list[dict[str, Any]]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", INPUTS)
 @pytest.mark.parametrize("how", CHANGES)
-def test_an_input_that_changes_while_it_is_read_is_noticed_and_said(tmp_path: Path, name: str, how: str) -> None:
+def test_an_input_that_changes_while_it_is_read_is_noticed_and_said(
+    tmp_path: Path, started: Start, name: str, how: str
+) -> None:
     """No answer ever stands beside another row's data, and with the input as it was the run goes on."""
     count = 2500
     rows = [{"id": f"r{n}", "text": f"row number {n} {os.urandom(400).hex()}"} for n in range(count)]
@@ -271,7 +295,7 @@ def test_an_input_that_changes_while_it_is_read_is_noticed_and_said(tmp_path: Pa
     kept = (tmp_path / name).read_bytes()
     stat = (tmp_path / name).stat()
     with simulated(Settings(latency_s=0.002)) as sim:
-        run = started(command(*words(sim, "--json", source=name, slots=2)), tmp_path)
+        run = started(command(*words(sim, "--json", source=name, slots=2)))
         wait_for(lambda: sim.asked >= 20)
         change(tmp_path / name, how, rows)
         done = end_of(run)
@@ -334,14 +358,14 @@ def test_a_run_folder_that_can_only_be_read_can_be_read(tmp_path: Path, sim: Sim
 
 
 @pytest.mark.slow
-def test_a_whole_life_on_a_network_file_system(tmp_path: Path, sim: Simulated) -> None:
+def test_a_whole_life_on_a_network_file_system(tmp_path: Path, started: Start) -> None:
     """Run, look, refuse a second one, kill -9, resume, export: and never shared memory beside the journal."""
     count = 80
     write_jsonl(tmp_path / "in.jsonl", rows_of(count))
-    with small_disk(tmp_path, 16 * MB) as disk:
+    with simulated(Settings(latency_s=0.6)) as sim, small_disk(tmp_path, 16 * MB) as disk:
         folder = disk.folder / "run"
         line = words(sim, "--run-dir", str(folder))
-        run = started(on_a_network(*line), tmp_path)
+        run = started(on_a_network(*line))
         wait_for(lambda: sim.asked > 8 and (folder / "status.json").exists())
         assert "running on" in ended(on_a_network("status", str(folder)), tmp_path).out
         second = ended(on_a_network(*line), tmp_path)
@@ -358,7 +382,7 @@ def test_a_whole_life_on_a_network_file_system(tmp_path: Path, sim: Simulated) -
         assert part.code == 0, part.err
         assert len(read_jsonl(tmp_path / "part.jsonl")) > 0
         assert not (folder / "journal.sqlite-shm").exists()
-        last = ended(on_a_network(*line, "--json"), tmp_path)
+        last = ended(on_a_network(*line, "--json", "-c", "32"), tmp_path)
         assert last.code == 0, last.err
         named = orjson.loads(last.out)["recovered"]
         assert 0 < len(named) <= 2 * 4
