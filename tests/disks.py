@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -22,6 +23,16 @@ MB = 1 << 20
 _LIMIT = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0}));"
 _NETWORK = "import pipeline.journal.store as s; s.NETWORK_FILE_SYSTEMS = s.NETWORK_FILE_SYSTEMS | {'tmpfs', 'ext4', 'overlay'};"
 _BOUND = "import ctypes; [ctypes.CDLL(None).prctl(24, right, 0, 0, 0) for right in (1, 2, 3)];"  # PR_CAPBSET_DROP
+_EACH = """
+import json, sys
+from pipeline.cli import main
+for line in [json.loads(line) for line in sys.argv[1:]]:
+    sys.argv[1:] = line
+    try:
+        main()
+    except SystemExit as ended:
+        print(f"exit {ended.code}", file=sys.stderr, flush=True)
+"""
 _MAIN = "import sys; from pipeline.cli import main; main()"
 
 
@@ -78,11 +89,14 @@ def command(*words: str | Path, before: str = "") -> list[str]:
     return [sys.executable, "-W", "error", "-c", before + _MAIN, *map(str, words)]
 
 
-def without_rights(*words: str | Path) -> list[str]:
-    """The same for a user whom permissions bind: root gives up the right to pass over them."""
+def without_rights(*lines: Sequence[str | Path]) -> list[str]:
+    """Several commands in one process, whom permissions bind: root gives up the right to pass over them.
+
+    Each tells its exit code in a line of its own at its end.
+    """
+    again = [sys.executable, "-W", "error", "-c", _EACH, *(json.dumps([str(word) for word in line]) for line in lines)]
     if os.geteuid() != 0:
-        return command(*words)
-    again = [sys.executable, "-W", "error", "-m", "pipeline", *map(str, words)]
+        return again
     return [sys.executable, "-c", f"{_BOUND} import os, sys; os.execv(sys.argv[1], sys.argv[1:])", *again]
 
 

@@ -113,7 +113,7 @@ def test_a_disk_that_fills_up_in_the_middle_costs_nothing_that_was_paid_for(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["tmpfs", "ext4"])
+@pytest.mark.parametrize("kind", ["ext4"])
 def test_what_not_even_the_reserve_holds_is_named(tmp_path: Path, sim: Simulated, kind: Kind) -> None:
     """Answers that are far larger than any before, and somebody else takes what room is left."""
     count = 60
@@ -267,7 +267,7 @@ def test_at_whatever_byte_the_disk_is_full_nothing_is_lost(tmp_path: Path, sim: 
     count, named, codes = 500, [], Counter[int]()
     write_jsonl(tmp_path / "in.jsonl", rows_of(count, each=2000))
     with small_disk(tmp_path, 16 * MB) as disk:
-        for left in [*range(0, 300 << 10, 50 << 10), *range(MB, 6 * MB, 600 << 10)]:
+        for left in [*range(0, 300 << 10, 75 << 10), *range(MB, 6 * MB, MB)]:
             disk.make_room()
             disk.fill(left=max(left - used(disk.folder / "run"), 0))
             ended = disk.pipeline(*words(sim, disk, "--json"))
@@ -282,7 +282,7 @@ def test_at_whatever_byte_the_disk_is_full_nothing_is_lost(tmp_path: Path, sim: 
         assert disk.pipeline(*words(sim, disk)).code == 0
         agree(disk, sim, count, named)
     print(codes)
-    assert codes[75] > 8
+    assert codes[75] > 5
 
 
 def used(folder: Path) -> int:

@@ -8,9 +8,10 @@ import os
 import re
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ from disks import MB, command, ended, on_a_network, small_disk, without_rights
 from reconcile import bill_of, reconcile
 from simulated import Simulated, simulated
 
+from pipeline import Job, run
 from pipeline.errors import RunFolderError
-from pipeline.journal import Lock
+from pipeline.footing import Footing
+from pipeline.journal import Journal, Lock
 from pipeline.journal.inflight import InFlightTable
 from pipeline.simulator import Settings
 
@@ -109,12 +112,12 @@ def _replaced(folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("happens", [_deleted, _moved, _replaced])
+@pytest.mark.parametrize("happens", [_moved, _replaced])
 def test_a_run_does_not_go_on_paying_into_a_journal_that_is_gone(
     tmp_path: Path, started: Start, sim: Simulated, happens: Callable[[Path], None]
 ) -> None:
     """It is seen within seconds, and the answers there are can be had: moved back, they are not bought again."""
-    count = 400
+    count = 300
     write_jsonl(tmp_path / "in.jsonl", rows_of(count))
     folder = tmp_path / "out.jsonl.run"
     run = started(command(*words(sim, "--json")))
@@ -138,22 +141,26 @@ def test_a_run_does_not_go_on_paying_into_a_journal_that_is_gone(
         assert [(folder / name).read_text() for name in names] == ["another's"] * 4
         _deleted(folder)
     saved.rename(folder)
-    again = ended(command(*words(sim)), tmp_path)
+    again = ended(command(*words(sim, slots=64)), tmp_path)
     assert again.code == 0, again.err
     settled(folder, sim, tmp_path, count)
 
 
-@pytest.mark.parametrize("name", ["lock", "inflight", "journal.sqlite-wal"])
-@pytest.mark.slow
-def test_a_file_of_the_run_folder_that_is_gone(tmp_path: Path, started: Start, sim: Simulated, name: str) -> None:
-    write_jsonl(tmp_path / "in.jsonl", rows_of(200))
-    folder = tmp_path / "out.jsonl.run"
-    run = started(command(*words(sim)))
-    wait_for(lambda: sim.asked > 10)
-    (folder / name).unlink()
-    done = end_of(run)
-    assert done.code == 6, done.err
-    assert f"the run folder {folder} ({name}) was deleted or replaced while this run worked" in done.err
+@pytest.mark.parametrize("name", ["lock", "inflight", "journal.sqlite", "journal.sqlite-wal"])
+def test_a_file_of_the_run_folder_that_is_gone(tmp_path: Path, name: str) -> None:
+    with Lock(tmp_path), closing(Journal.open(tmp_path, slots=2)) as journal, closing(Footing(journal)) as footing:
+        assert footing.lost() is None
+        kept = (tmp_path / name).rename(tmp_path / "kept")
+        lost = footing.lost()
+        assert lost is not None
+        assert lost.exit_code == 6
+        assert f"{tmp_path} ({name}) was deleted or replaced" in str(lost) or "was moved to" in str(lost)
+        (tmp_path / name).write_bytes(kept.read_bytes())
+        assert footing.lost() is not None, "another in its place"
+        kept.replace(tmp_path / name)
+        assert footing.lost() is None
+        (tmp_path / name).unlink()
+        assert "was deleted or replaced while this run worked" in str(footing.lost())
 
 
 def test_a_run_folder_that_is_gone_at_the_end_is_not_called_finished(
@@ -183,14 +190,14 @@ def test_a_run_folder_that_becomes_read_only(tmp_path: Path, started: Start, sim
     with small_disk(tmp_path, 16 * MB, "ext4") as disk:
         folder = disk.folder / "run"
         line = words(sim, "--json", "--run-dir", str(folder))
-        run = started(without_rights(*line))
+        run = started(without_rights(line))
         wait_for(lambda: sim.asked > 10)
         if disk.how == "ext4":
             subprocess.run(["mount", "-o", "remount,abort", disk.folder], check=True)
         else:
             folder.chmod(0o500)
         done = end_of(run)
-        assert done.code == 75, done.err
+        assert "exit 75" in done.err, done.err
         summary = orjson.loads(done.out) if done.out else {"reason": done.err, "completed": 0, "in_flight": []}
         assert re.search(
             r"cannot write the (status|journal) \S+: (Read-only|Permission denied|Input/output)", summary["reason"]
@@ -199,9 +206,11 @@ def test_a_run_folder_that_becomes_read_only(tmp_path: Path, started: Start, sim
         assert billed == summary["completed"] + len(summary["in_flight"]), "kept, or named"
         assert len(summary["in_flight"]) <= 2 * 4
         assert billed < count, "it stopped"
-        look = ended(without_rights("status", str(folder)), tmp_path)
+        look = ended(without_rights(["status", str(folder)]), tmp_path)
         assert "Traceback" not in look.err
-        assert (look.code, f"{summary['completed']:,} succeeded" in look.out) == (0, True), look.out + look.err
+        assert ("exit 0" in look.err, f"{summary['completed']:,} succeeded" in look.out) == (True, True), (
+            look.out + look.err
+        )
 
 
 # ---------------------------------------------------------------- the output's folder
@@ -285,56 +294,75 @@ def change(path: Path, how: str, rows: list[dict[str, Any]]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", INPUTS)
 @pytest.mark.parametrize("how", CHANGES)
-def test_an_input_that_changes_while_it_is_read_is_noticed_and_said(
-    tmp_path: Path, started: Start, name: str, how: str
-) -> None:
+def test_an_input_that_changes_while_it_is_read_is_noticed_and_said(tmp_path: Path, name: str, how: str) -> None:
     """No answer ever stands beside another row's data, and with the input as it was the run goes on."""
-    count = 2500
-    rows = [{"id": f"r{n}", "text": f"row number {n} {os.urandom(400).hex()}"} for n in range(count)]
-    write_input(tmp_path / name, rows)
-    kept = (tmp_path / name).read_bytes()
-    stat = (tmp_path / name).stat()
+    count = 500
+    source = tmp_path / name
+    rows = [{"id": f"r{n}", "text": f"row number {n} {os.urandom(2500).hex()}"} for n in range(count)]
+    write_input(source, rows)
+    kept, stat = source.read_bytes(), source.stat()
     with simulated(Settings(latency_s=0.002)) as sim:
-        run = started(command(*words(sim, "--json", source=name, slots=2)))
-        wait_for(lambda: sim.asked >= 20)
-        change(tmp_path / name, how, rows)
-        done = end_of(run)
-        assert done.code == 75, done.err
-        summary = orjson.loads(done.out)
-        assert name in summary["reason"]
-        assert re.search(r"while the run was reading it|no longer what it was|No such file", summary["reason"]), summary
+
+        def change_it() -> None:
+            wait_for(lambda: sim.asked >= 20)
+            change(source, how, rows)
+
+        job = Job.load(None, overrides={
+            "input.path": str(source), "input.id": "id", "output.path": str(tmp_path / "out.jsonl"),
+            "gateway.base_url": sim.url, "gateway.concurrency": 2, "model": "sim/echo", "request.prompt": "{{ text }}",
+        })  # fmt: skip
+        changing = threading.Thread(target=change_it)
+        changing.start()
+        summary = run(job)
+        changing.join()
+        assert summary.exit_code == 75, summary
+        assert name in summary.reason
+        assert re.search(r"while the run was reading it|no longer what it was|No such file", summary.reason), summary
         assert not (tmp_path / "out.jsonl").exists()
-        assert summary["completed"] == sum(entry.billed for entry in sim.entries)
-        (tmp_path / name).write_bytes(kept)
-        os.utime(tmp_path / name, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-        again = ended(command(*words(sim, source=name, slots=32)), tmp_path)
-        assert again.code == 0, again.err
+        assert summary.completed == sum(entry.billed for entry in sim.entries)
+        source.write_bytes(kept)
+        os.utime(source, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        assert run(job).exit_code == 0
         settled(tmp_path / "out.jsonl.run", sim, tmp_path, count)
 
 
 # ---------------------------------------------------------------- rights
 
 
-@pytest.mark.parametrize("what", ["in.jsonl", "far", "run", "key", "state"])
-def test_what_is_not_permitted_is_said(tmp_path: Path, sim: Simulated, what: str) -> None:
+def each(done: Ended) -> list[tuple[int, str]]:
+    """Exit code and words of each command of ``without_rights``."""
+    assert "Traceback" not in done.err, done.err
+    return [(int(code), text) for text, code in re.findall(r"(.*?)exit (\d+)\n", done.err, re.DOTALL)]
+
+
+def test_what_is_not_permitted_is_said(tmp_path: Path, sim: Simulated) -> None:
     """Exit 2 and nothing sent; a state folder that cannot be used is done without."""
-    write_jsonl(tmp_path / "in.jsonl", rows_of(2))
+    places = {name: tmp_path / name for name in ("in.jsonl", "far", "run", "key", "state")}
+    write_jsonl(places["in.jsonl"], rows_of(2))
+    write_jsonl(tmp_path / "fine.jsonl", rows_of(2))
     for name in ("far", "run", "state"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "key").write_text("sk-1234")
-    (tmp_path / "key").chmod(0o600)
-    line = words(sim, "--run-dir", str(tmp_path / "run"), "--set", f"gateway.api_key_file={tmp_path / 'key'}")
-    line[line.index("out.jsonl")] = "far/out.jsonl"
-    mode = (tmp_path / what).stat().st_mode
-    (tmp_path / what).chmod(0)
-    done = ended(without_rights(*line), tmp_path, env={"PIPELINE_STATE_DIR": str(tmp_path / "state")})
-    look = ended(without_rights("status", "run"), tmp_path)
-    (tmp_path / what).chmod(mode)
-    assert "Traceback" not in done.err + look.err, done.err + look.err
-    assert (done.code, sim.asked) == ((0, 2) if what == "state" else (2, 0)), done.err
-    assert str(tmp_path / what) in done.err or f" {what}: " in done.err, done.err
-    assert re.search("[Pp]ermission", done.err), done.err
-    assert what != "run" or (look.code == 2 and "Permission denied" in look.err), look.err
+        places[name].mkdir()
+    places["key"].write_text("sk-1234")
+    for place in places.values():
+        place.chmod(0)
+    fine = words(sim, source="fine.jsonl")
+    lines = {
+        "in.jsonl": words(sim),
+        "far": [word if word != "out.jsonl" else "far/out.jsonl" for word in fine],
+        "run": [*fine, "--run-dir", str(places["run"])],
+        "key": [*fine, "--set", f"gateway.api_key_file={places['key']}"],
+        "look": ["status", "run"],
+        "state": fine,
+    }
+    environment = {"PIPELINE_STATE_DIR": str(places["state"])}
+    found = dict(zip(lines, each(ended(without_rights(*lines.values()), tmp_path, env=environment)), strict=True))
+    for place in places.values():
+        place.chmod(0o700)
+    assert {name: code for name, (code, _) in found.items()} == dict.fromkeys(lines, 2) | {"state": 0}, found
+    for name, (_, text) in found.items():
+        assert re.search("[Pp]ermission", text), (name, text)
+        assert str(places.get(name, places["run"])) in text or f" {name}: " in text, (name, text)
+    assert sim.asked == 2
 
 
 def test_a_run_folder_that_can_only_be_read_can_be_read(tmp_path: Path, sim: Simulated) -> None:
@@ -344,13 +372,12 @@ def test_a_run_folder_that_can_only_be_read_can_be_read(tmp_path: Path, sim: Sim
     folder = tmp_path / "out.jsonl.run"
     for path in (*folder.iterdir(), folder):
         path.chmod(0o500 if path == folder else 0o400)
-    for line in (["status", "out.jsonl"], ["verify", "out.jsonl"], ["export", "out.jsonl", "-o", "again.csv"]):
-        done = ended(without_rights(*line), tmp_path)
-        assert done.code == 0, (line, done.err)
-    done = ended(without_rights(*words(sim)), tmp_path)
+    looks = [["status", "out.jsonl"], ["verify", "out.jsonl"], ["export", "out.jsonl", "-o", "again.csv"]]
+    *looked, (code, text) = each(ended(without_rights(*looks, words(sim)), tmp_path))
     folder.chmod(0o700)
-    assert done.code == 2, done.err
-    assert f"cannot write in the run folder {folder}: Permission denied" in done.err
+    assert [look[0] for look in looked] == [0, 0, 0], looked
+    assert code == 2, text
+    assert f"cannot write in the run folder {folder}: Permission denied" in text
     assert sim.asked == 3
 
 
