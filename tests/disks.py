@@ -89,20 +89,23 @@ def command(*words: str | Path, before: str = "") -> list[str]:
     return [sys.executable, "-W", "error", "-c", before + _MAIN, *map(str, words)]
 
 
-def without_rights(*lines: Sequence[str | Path]) -> list[str]:
-    """Several commands in one process, whom permissions bind: root gives up the right to pass over them.
+def one_after_the_other(*lines: Sequence[str | Path], before: str = "") -> list[str]:
+    """Several commands in one process. Each tells its exit code in a line of its own at its end."""
+    arguments = [json.dumps([str(word) for word in line]) for line in lines]
+    return [sys.executable, "-W", "error", "-c", before + _EACH, *arguments]
 
-    Each tells its exit code in a line of its own at its end.
-    """
-    again = [sys.executable, "-W", "error", "-c", _EACH, *(json.dumps([str(word) for word in line]) for line in lines)]
+
+def without_rights(*lines: Sequence[str | Path]) -> list[str]:
+    """The same for a user whom permissions bind: root gives up the right to pass over them."""
+    again = one_after_the_other(*lines)
     if os.geteuid() != 0:
         return again
     return [sys.executable, "-c", f"{_BOUND} import os, sys; os.execv(sys.argv[1], sys.argv[1:])", *again]
 
 
-def on_a_network(*words: str | Path) -> list[str]:
+def on_a_network(*lines: Sequence[str | Path]) -> list[str]:
     """The same where the disk counts as one of a network."""
-    return command(*words, before=_NETWORK)
+    return one_after_the_other(*lines, before=_NETWORK)
 
 
 def ended(line: Sequence[str], cwd: Path, *, stdin: str = "", env: dict[str, str] | None = None) -> Ended:

@@ -7,10 +7,11 @@ import re
 import resource
 import sqlite3
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from simulated import Simulated, simulated
 
 from pipeline.display import Logged, Silent
 from pipeline.errors import IncompleteError
-from pipeline.journal import reserve
+from pipeline.journal import Journal, reserve
 from pipeline.progress import StatusFile
 from pipeline.results import export
 from pipeline.simulator import Settings
@@ -154,7 +155,7 @@ def at_the_start(tmp_path: Path, sim: Simulated, left: int, count: int = 100) ->
     return named
 
 
-@pytest.mark.parametrize("left", [0, pytest.param(64 << 10, marks=SLOW), 200 << 10])
+@pytest.mark.parametrize("left", [0, pytest.param(64 << 10, marks=SLOW), pytest.param(200 << 10, marks=SLOW)])
 def test_too_little_room_to_begin_is_said_before_anything_is_sent(tmp_path: Path, sim: Simulated, left: int) -> None:
     print(left, at_the_start(tmp_path, sim, left))
 
@@ -362,6 +363,7 @@ def full(disk: SmallDisk, left: int) -> Iterator[None]:
         disk.make_room()
 
 
+@pytest.mark.slow
 def test_a_run_whose_results_do_not_fit_pays_for_nothing_again(tmp_path: Path, sim: Simulated) -> None:
     write_jsonl(tmp_path / "in.jsonl", rows_of(100, each=4000))
     with small_disk(tmp_path, 4 * MB) as disk:
@@ -441,6 +443,14 @@ def test_the_reserve_follows_the_size_of_answers() -> None:
     assert reserve.bytes_for(2000, 1e6) == reserve.MOST
 
 
+def test_what_a_killed_run_held_is_room_for_the_next(tmp_path: Path) -> None:
+    reserve.Reserve(tmp_path).hold(MB)
+    with closing(Journal.open(tmp_path, slots=2)) as journal:
+        assert not journal.reserve.path.exists()
+        journal.reserve.hold(MB)
+    assert not journal.reserve.path.exists()
+
+
 def test_a_reserve_that_belongs_to_another_run_stays(tmp_path: Path) -> None:
     mine = reserve.Reserve(tmp_path)
     mine.hold(MB)
@@ -448,3 +458,33 @@ def test_a_reserve_that_belongs_to_another_run_stays(tmp_path: Path) -> None:
     mine.path.write_text("another's")
     mine.close()
     assert mine.path.read_text() == "another's"
+
+
+# ---------------------------------------------------------------- what is told
+
+
+def test_a_log_disk_that_is_full_takes_no_exit_code_away(tmp_path: Path, sim: Simulated) -> None:
+    """As with ``>> cron.log`` where that has no room: the words are lost, the code is not; a program's answer must be whole."""
+    write_jsonl(tmp_path / "in.jsonl", rows_of(2))
+    run = ["run", "-i", "in.jsonl", "-o", "out.jsonl", "--base-url", sim.url, "-m", "sim/echo", "-p", "{{ text }}"]
+    lines = [run, [*run, "-i", "none.jsonl"], ["export", "out.jsonl", "-o", "again.csv"], ["verify", "out.jsonl"]]
+    codes = tmp_path / "codes"
+    script = (
+        "import json, pathlib, sys\nfrom pipeline.cli import main\n"
+        "for line in json.loads(sys.argv[1]):\n    sys.argv[1:] = line\n    try:\n        main()\n"
+        "    except SystemExit as ended:\n        pathlib.Path('codes').open('a').write(f'{ended.code} ')\n"
+    )
+    with Path("/dev/full").open("w") as nowhere:
+        told = subprocess.run(
+            [sys.executable, "-c", script, orjson.dumps(lines).decode()],
+            cwd=tmp_path, env=clean_environment(), stdin=subprocess.DEVNULL, stderr=nowhere, timeout=60,
+        )  # fmt: skip
+        assert (codes.read_text(), told.returncode) == ("0 2 0 0 ", 0)
+        asked = subprocess.run(
+            [sys.executable, "-m", "pipeline", "status", "out.jsonl", "--json"],
+            cwd=tmp_path, env=clean_environment(), stdout=nowhere, stderr=subprocess.PIPE, text=True, timeout=60,
+        )  # fmt: skip
+    assert asked.returncode == 75
+    assert asked.stderr.startswith("pipeline: cannot write to standard output: No space left on device")
+    assert "Traceback" not in asked.stderr
+    assert "Exception ignored" not in asked.stderr

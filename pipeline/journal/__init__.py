@@ -10,14 +10,14 @@ import socket
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from pipeline.boot import boot_id
 from pipeline.errors import RunFolderError
-from pipeline.journal import copies, lost, reader, store
+from pipeline.journal import copies, lost, reader, reserve, store
 from pipeline.journal.index import Counts, Duplicate, Index
 from pipeline.journal.inflight import InFlight, InFlightTable
 from pipeline.journal.lock import Lock
@@ -76,6 +76,8 @@ class Journal:
         path = folder / FILE_NAME
         db = store.connect(path, create=True)
         try:
+            with suppress(OSError):  # what a killed run held is room for this one
+                (folder / reserve.FILE_NAME).unlink()
             return cls(db, path, InFlightTable(folder / "inflight", slots=slots))
         except BaseException:
             db.close()
