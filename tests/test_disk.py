@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import resource
@@ -28,6 +29,7 @@ from pipeline.display import Logged, Silent
 from pipeline.errors import IncompleteError
 from pipeline.journal import Journal, reserve
 from pipeline.progress import StatusFile
+from pipeline.records import Completion, Outcome, Request, Usage
 from pipeline.results import export
 from pipeline.simulator import Settings
 
@@ -434,6 +436,52 @@ def test_the_reserve_is_room_and_nothing_but_room(tmp_path: Path) -> None:
         assert not held.release_last()
         held.close()
         assert list(disk.folder.iterdir()) == []
+
+
+def test_of_a_group_that_does_not_fit_what_fits_is_kept(tmp_path: Path) -> None:
+    """Call by call: what one call holds goes in together or not at all."""
+    with small_disk(tmp_path, 8 * MB) as disk, closing(Journal.open(disk.folder, slots=64)) as journal:
+        journal.start_run()
+        journal.reserve.hold(MB)
+        told: list[str] = []
+
+        async def main() -> None:
+            writer = journal.writer(slots=64, kept=lambda records: told.extend(one.custom_id for one in records))
+            stopped: list[str] = []
+            writer.tight.told = lambda why: stopped.append(str(why))
+            for number in range(1, 9):  # four calls of two rows
+                entry = writer.enter(request(number), f"call-{(number - 1) // 2}")
+                await writer.keep([large(number, f"call-{(number - 1) // 2}", 150_000)], [entry])
+            writer.close()
+            with pytest.raises(IncompleteError, match="make room on that disk"):
+                await writer.write()
+            assert len(stopped) == 1
+
+        with full(disk, left=0):
+            asyncio.run(main())
+        kept = {name for (name,) in journal.db.execute("SELECT custom_id FROM outcome")}
+        named = {left.custom_id for left in journal.cut_off()}
+        print(disk.how, "kept", sorted(kept), "named", sorted(named))
+        assert set(told) == kept
+        assert kept | named == {f"r{n}" for n in range(1, 9)}
+        assert not kept & named
+        assert disk.how == "rlimit" or 2 <= len(kept) <= 6
+        assert all((f"r{n}" in kept) == (f"r{n + 1}" in kept) for n in range(1, 9, 2)), "no half of a call"
+
+
+def request(number: int) -> Request:
+    return Request(
+        custom_id=f"r{number}", index=number, endpoint="/chat/completions", model="m", body=b"{}",
+        fingerprint=bytes([number] * 16), estimated_tokens=1,
+    )  # fmt: skip
+
+
+def large(number: int, call_id: str, size: int) -> Outcome:
+    return answered(
+        request(number),
+        call_id=call_id,
+        completion=Completion(content="x", finish_reason="stop", model="m", usage=Usage(), raw=os.urandom(size)),
+    )
 
 
 def test_the_reserve_follows_the_size_of_answers() -> None:
