@@ -43,7 +43,7 @@ class SmallDisk:
     folder: Path
     cwd: Path
     how: Kind
-    bytes: int
+    bound: int | None = None
     _filler: Path = field(init=False)
 
     def __post_init__(self) -> None:
@@ -58,7 +58,7 @@ class SmallDisk:
     def fill(self, left: int = 0) -> None:
         """Have only so many bytes free; of a bound on files, have that bound."""
         if self.how == "rlimit":
-            self.bytes = left
+            self.bound = left
             return
         with self._filler.open("ab", buffering=0) as file:
             while (more := self.free - left) > 0:
@@ -71,12 +71,12 @@ class SmallDisk:
     def make_room(self) -> None:
         """Somebody tidies up."""
         if self.how == "rlimit":
-            self.bytes = 0
+            self.bound = None
         self._filler.unlink(missing_ok=True)
 
     def command(self, *words: str | Path, before: str = "") -> list[str]:
         """``pipeline`` with these words, on this disk."""
-        limit = _LIMIT.format(self.bytes) if self.how == "rlimit" and self.bytes else ""
+        limit = "" if self.bound is None else _LIMIT.format(self.bound)
         return command(*words, before=before + limit)
 
     def pipeline(self, *words: str | Path, stdin: str = "", env: dict[str, str] | None = None) -> Ended:
@@ -124,7 +124,7 @@ def small_disk(cwd: Path, size: int, kind: Kind = "tmpfs", *, options: str = "")
     how: Kind = kind if mounted else "rlimit"
     print(f"a small disk: {how}, {size:,} bytes")
     try:
-        yield SmallDisk(folder=folder, cwd=cwd, how=how, bytes=size)
+        yield SmallDisk(folder=folder, cwd=cwd, how=how, bound=size if how == "rlimit" else None)
     finally:
         if mounted:
             subprocess.run(["umount", "-l", folder], check=True)

@@ -148,6 +148,9 @@ def at_the_start(tmp_path: Path, sim: Simulated, left: int, count: int = 100) ->
     with small_disk(tmp_path, 16 * MB) as disk:
         disk.fill(left=left)
         ended = disk.pipeline(*words(sim, disk))
+        if disk.how == "rlimit" and left:  # each file has so much: it may do
+            assert ended.code in (0, 75), ended.err
+            return ""
         named = said(ended)
         assert sim.asked == 0, "nothing was paid for"
         disk.make_room()
@@ -176,7 +179,7 @@ def test_no_room_for_another_folder(tmp_path: Path, sim: Simulated) -> None:
 
 @pytest.mark.slow
 def test_an_index_that_does_not_fit_leaves_the_journal_as_it_was(tmp_path: Path, sim: Simulated) -> None:
-    write_jsonl(tmp_path / "in.jsonl", rows_of(8000))
+    write_jsonl(tmp_path / "in.jsonl", rows_of(30_000))
     with small_disk(tmp_path, 16 * MB) as disk:
         disk.fill(left=400 << 10)
         assert said(disk.pipeline(*words(sim, disk))) == "journal.sqlite"
@@ -299,9 +302,8 @@ def test_copies_that_find_no_room_are_given_their_answers_later(tmp_path: Path, 
         more = ("--set", "request.dedupe=true")
         ended = disk.pipeline(*words(sim, disk, *more))
         assert said(ended) == "journal.sqlite"
-        subprocess.run(
-            ["mount", "-o", "remount,size=64m", disk.folder], check=disk.how != "rlimit", capture_output=True
-        )
+        if disk.how == "tmpfs":
+            subprocess.run(["mount", "-o", "remount,size=64m", disk.folder], check=True)
         disk.make_room()
         again = disk.pipeline(*words(sim, disk, *more))
         assert again.code == 0, again.err
@@ -335,6 +337,8 @@ def test_results_that_do_not_fit(tmp_path: Path, name: str) -> None:
 def test_the_sheet_beside_the_results_that_does_not_fit(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "in.jsonl", [{"n": n} for n in range(500)])
     with small_disk(tmp_path, 4 * MB) as disk:
+        if disk.how == "rlimit":
+            pytest.skip("a bound on every file cannot spare the larger of two")
         job = job_for(source, disk.folder / "out.jsonl", run_dir=str(tmp_path / "run"))
         with workspace(job) as space:
             write = partial(export, space, path=job.output.path, output_format="jsonl")
@@ -373,7 +377,7 @@ def test_a_run_whose_results_do_not_fit_pays_for_nothing_again(tmp_path: Path, s
         line = words(sim, disk, output=disk.folder / "out.jsonl")
         line[line.index("--run-dir") + 1] = str(tmp_path / "run")
         if disk.how == "rlimit":
-            disk.bytes = 4 * MB
+            disk.bound = 4 * MB
             assert disk.pipeline(*line).code == 0
             return
         ended = disk.pipeline(*line)
@@ -407,7 +411,7 @@ def test_a_lease_that_does_not_fit_is_done_without(tmp_path: Path, sim: Simulate
         line = words(sim, disk)
         line[line.index("--run-dir") + 1] = str(tmp_path / "run")
         if disk.how == "rlimit":
-            disk.bytes = 0
+            disk.bound = None
         ended = disk.pipeline(*line, env={"PIPELINE_STATE_DIR": str(disk.folder)})
         assert ended.code == 0, ended.err
         assert disk.how == "rlimit" or "cannot be shared with other runs" in ended.err

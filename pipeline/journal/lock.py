@@ -72,7 +72,9 @@ class Lock:
 
     def _write(self, holder: dict[str, Any]) -> None:
         os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, orjson.dumps(holder), 0)
+        note = orjson.dumps(holder)
+        if os.pwrite(self._fd, note, 0) < len(note):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def holder(self) -> dict[str, Any]:
         """What the present or, after a crash, the last holder wrote; empty after a clean end."""
