@@ -117,7 +117,7 @@ def test_a_run_does_not_go_on_paying_into_a_journal_that_is_gone(
     tmp_path: Path, started: Start, sim: Simulated, happens: Callable[[Path], None]
 ) -> None:
     """It is seen within seconds, and the answers there are can be had: moved back, they are not bought again."""
-    count = 300
+    count = 200
     write_jsonl(tmp_path / "in.jsonl", rows_of(count))
     folder = tmp_path / "out.jsonl.run"
     run = started(command(*words(sim, "--json")))
@@ -216,6 +216,7 @@ def test_a_run_folder_that_becomes_read_only(tmp_path: Path, started: Start, sim
 # ---------------------------------------------------------------- the output's folder
 
 
+@pytest.mark.slow
 def test_an_output_folder_that_is_deleted_meanwhile_is_made_again(
     tmp_path: Path, started: Start, sim: Simulated
 ) -> None:
@@ -387,14 +388,14 @@ def test_a_run_folder_that_can_only_be_read_can_be_read(tmp_path: Path, sim: Sim
 @pytest.mark.slow
 def test_a_whole_life_on_a_network_file_system(tmp_path: Path, started: Start) -> None:
     """Run, look, refuse a second one, kill -9, resume, export: and never shared memory beside the journal."""
-    count = 80
+    count = 60
     write_jsonl(tmp_path / "in.jsonl", rows_of(count))
-    with simulated(Settings(latency_s=0.4)) as sim, small_disk(tmp_path, 16 * MB) as disk:
+    with simulated(Settings(latency_s=0.3)) as sim, small_disk(tmp_path, 16 * MB) as disk:
         folder = disk.folder / "run"
-        line = words(sim, "--run-dir", str(folder))
+        line = words(sim, "--run-dir", str(folder), slots=1)
         part = ["export", str(folder), "--partial", "-o", "part.jsonl"]
         run = started(on_a_network(line))
-        wait_for(lambda: sim.asked > 8 and (folder / "status.json").exists())
+        wait_for(lambda: sim.asked > 3 and (folder / "status.json").exists())
         look = ended(on_a_network(["status", str(folder)], line, part), tmp_path)
         _, second, early = each(look)
         assert "running on" in look.out
@@ -414,7 +415,7 @@ def test_a_whole_life_on_a_network_file_system(tmp_path: Path, started: Start) -
         last = ended(on_a_network([*line, "--json", "-c", "32"], *looks), tmp_path)
         assert [code for code, _ in each(last)] == [0, 0, 0], last.err
         named = orjson.loads(last.out)["recovered"]
-        assert 0 < len(named) <= 2 * 4
+        assert 0 < len(named) <= 2
         assert not (folder / "journal.sqlite-shm").exists()
         bills = [bill_of(entry) for entry in sim.entries if entry.billed]
         reckoning = reconcile(folder, bills, results=tmp_path / "out.jsonl")
