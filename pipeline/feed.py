@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from pipeline.errors import IncompleteError, InputError, RowError
@@ -19,6 +20,7 @@ from pipeline.sink import Stretch
 from pipeline.source import InputFile, chunks, column_names, place
 from pipeline.template import Composed, Template
 
+FAR = 1 << 62  # a line no file has
 SLICE_ROWS = 32  # composed at a time on the loop: well under a millisecond
 BAD_LINES_SHOWN = 10
 Pending = dict[int, tuple[int, str, bytes]]
@@ -119,20 +121,24 @@ class Feed:
         for file in self._files:
             if str(file.path) not in pending_files:
                 continue
-            reader = chunks(file)
-            while (chunk := await asyncio.to_thread(next, reader, None)) is not None:
-                wanted = index.pending(str(file.path), chunk.first, chunk.last)
-                lines = sorted(line for line, row in wanted.items() if only is None or row[0] in only)[:left]
-                if self._template.images is None:
-                    for at in range(0, len(lines), SLICE_ROWS):
-                        yield self._slice(file, chunk, lines[at : at + SLICE_ROWS], wanted)
-                else:  # large, and read from files
-                    for line in lines:
-                        yield await asyncio.to_thread(self._slice, file, chunk, [line], wanted)
-                if left is not None:
-                    left -= len(lines)
-                    if left <= 0:
-                        return
+            reader, last = chunks(file), 0
+            with _as_indexed(index, file):
+                while (chunk := await asyncio.to_thread(next, reader, None)) is not None:
+                    wanted = index.pending(str(file.path), chunk.first, chunk.last)
+                    lines = sorted(line for line, row in wanted.items() if only is None or row[0] in only)[:left]
+                    last = chunk.last
+                    if self._template.images is None:
+                        for at in range(0, len(lines), SLICE_ROWS):
+                            yield self._slice(file, chunk, lines[at : at + SLICE_ROWS], wanted)
+                    else:  # large, and read from files
+                        for line in lines:
+                            yield await asyncio.to_thread(self._slice, file, chunk, [line], wanted)
+                    if left is not None:
+                        left -= len(lines)
+                        if left <= 0:
+                            return
+                if index.pending(str(file.path), last + 1, FAR):
+                    raise _changed(f"{place(file, last + 1)} and what followed it went")
 
     def _slice(self, file: InputFile, chunk: Any, lines: Sequence[int], wanted: Pending) -> list[Request | Outcome]:
         items: list[Request | Outcome] = []
@@ -147,10 +153,10 @@ class Feed:
                     continue
                 composed = None
             if composed is None or composed.fingerprint != fingerprint:
-                raise IncompleteError(
-                    f"{place(file, line)} changed while the run was reading it: run the same command again"
-                )
+                raise _changed(f"{place(file, line)} changed")
             items.append(_request(row, number, composed))
+        if len(items) < len(lines):
+            raise _changed(f"a row of {place(file, lines[0])} to {lines[-1]} went")
         return items
 
     # the results
@@ -183,6 +189,20 @@ def _check_current(index: Index, file: InputFile) -> None:
         raise IncompleteError(
             f"the input {file.path} is no longer what it was when the run began: run the same command again"
         )
+
+
+@contextmanager
+def _as_indexed(index: Index, file: InputFile) -> Iterator[None]:
+    """What cannot be read although it could be indexed: the file may be another one by now, and then that is what to say."""
+    try:
+        yield
+    except InputError:
+        _check_current(index, file)
+        raise
+
+
+def _changed(what: str) -> IncompleteError:
+    return IncompleteError(f"{what} while the run was reading it: run the same command again")
 
 
 def _request(row: Row, number: int, composed: Composed) -> Request:

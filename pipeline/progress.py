@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 
+from pipeline.disk import cannot_write
 from pipeline.errors import IncompleteError
 from pipeline.folders import sync_folder
 from pipeline.records import Attempt, Cost, Outcome
@@ -291,18 +292,27 @@ class StatusFile:
         try:
             self._replace(orjson.dumps(status, option=orjson.OPT_INDENT_2), sync=snapshot is None or not self._begun)
         except OSError as exc:
-            raise IncompleteError(
-                f"cannot write {self._path}: {exc.strerror}; make room on that disk, then run the same command again"
-            ) from exc
+            raise IncompleteError(cannot_write(self._path, exc, what="the status")) from exc
         self._begun = True
 
     def _replace(self, text: bytes, *, sync: bool) -> None:
         partial = self._path.with_suffix(".partial")
-        with open(partial, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-            file.write(text)
+        try:
+            with open(partial, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+                file.write(text)
+                if sync:
+                    file.flush()
+                    os.fsync(file.fileno())
+            partial.replace(self._path)
             if sync:
-                file.flush()
-                os.fsync(file.fileno())
-        partial.replace(self._path)
-        if sync:
-            sync_folder(self._path.parent)
+                sync_folder(self._path.parent)
+        except OSError:
+            _drop(partial)
+            raise
+
+
+def _drop(partial: Path) -> None:
+    try:
+        partial.unlink(missing_ok=True)
+    except OSError:
+        return  # why it could not be written is told already

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, replace
+from functools import partial
 
 import orjson
 
 from pipeline.display import Display, Logged, Silent
 from pipeline.ending import how_it_ended
-from pipeline.errors import IncompleteError, PipelineError
+from pipeline.errors import IncompleteError, LookError, PipelineError
+from pipeline.footing import Footing
 from pipeline.guards import check_rebuying
 from pipeline.hours import Hours
 from pipeline.job import Job
-from pipeline.journal import Counts, Index, Lock, Recovered, reader
+from pipeline.journal import Counts, Index, Lock, Recovered, reader, sentences
 from pipeline.progress import StatusFile
 from pipeline.records import Summary
 from pipeline.results import export
@@ -50,19 +53,26 @@ class Run:
 
     async def live(self) -> Summary:
         """The life of a run. Raises ``PipelineError`` for what stops it before anything is sent."""
-        key = self._job.api_key()
+        self._job.api_key()  # a key that is missing must show before anything is made
         folder = make_folder(self._job)
         slots, adopt = self._job.rows_at_once, self._wishes.accept_changes
-        with Lock(folder) as lock, opened(self._job, slots=slots, adopt=adopt, copied=lock.copied) as space:
-            status = StatusFile(folder, self._facts(space))
-            space.journal.recover(tell=self._tell)
-            with space.journal.all_or_nothing():  # a run that is refused leaves everything as it was
-                index, counts = await self._find_out(space)
-            space.journal.start_run()
-            sent = await self._send(space, index, counts, status, key.get_secret_value() if key else None)
-            summary = await self._finish(space, counts, sent)
-            status.write(None, state="ended", **asdict(summary))
-            return summary
+        with (
+            Lock(folder) as lock,
+            opened(self._job, slots=slots, adopt=adopt, copied=lock.copied) as space,
+            closing(Footing(space.journal)) as footing,
+        ):
+            return await self._on(space, footing)
+
+    async def _on(self, space: Workspace, footing: Footing) -> Summary:
+        status = StatusFile(space.folder, self._facts(space))
+        space.journal.recover(tell=self._tell)
+        with space.journal.all_or_nothing():  # a run that is refused leaves everything as it was
+            index, counts = await self._find_out(space)
+        space.journal.start_run()
+        sent = await self._send(space, index, counts, status, footing)
+        summary = await self._finish(space, counts, sent, footing)
+        self._note(status, summary)
+        return summary
 
     async def _find_out(self, space: Workspace) -> tuple[Index, Counts]:
         """Index the input and see what there is to do, before anything is sent."""
@@ -128,26 +138,33 @@ class Run:
                 f"{counts.to_send:,} rows to send; {counts.copies:,} ask just what another one asks and get its answer."
             )
 
-    async def _send(self, space: Workspace, index: Index, counts: Counts, status: StatusFile, key: str | None) -> Sent:
+    async def _send(self, space: Workspace, index: Index, counts: Counts, status: StatusFile, footing: Footing) -> Sent:
         if counts.pending == 0:
             return Sent()
+        key = self._job.api_key()
         sending = Sending(
-            self._job, self._wishes, space, counts, display=self._display, signals=self._signals, status=status, key=key,
-            hours=self._hours, wall_clock=self._wall_clock,
+            self._job, self._wishes, space, counts, display=self._display, signals=self._signals, status=status,
+            key=key.get_secret_value() if key else None, hours=self._hours, footing=footing, wall_clock=self._wall_clock,
         )  # fmt: skip
         return await sending.all_pending(index)
 
-    async def _finish(self, space: Workspace, counts: Counts, sent: Sent) -> Summary:
+    async def _finish(self, space: Workspace, counts: Counts, sent: Sent, footing: Footing) -> Summary:
         why = sent.why
+        space.journal.reserve.release()  # nothing is in flight any more; the last of it is for the last words
         index = space.journal.index()
         after = index.counts(has_ids=space.id_column is not None)
         if after.pending == 0 and isinstance(why, IncompleteError) and self._signals.error is None:
             why = None  # what was in flight when the hours were over was the last
+        why = footing.lost() or why
         if after.pending == 0 and self._wishes.publish and why is None:
-            why = await self._publish(space)
+            why = await self._publish(space) or footing.lost()
         totals = reader.totals(space.journal.db)
         code, reason = how_it_ended(after, totals, why, sent=sent.rows)
-        space.journal.end_run(reason)
+        self._note_end(space, reason)
+        folder = space.folder
+        if isinstance(why, LookError) and footing.lost() is not None:
+            folder, advice = footing.rescue()
+            reason = f"{reason}; {advice}"
         complete = after.pending == 0 and why is None and self._wishes.publish
         return Summary(
             exit_code=code,
@@ -160,7 +177,7 @@ class Run:
             sent=sent.rows,
             **asdict(totals) | {"completed": after.succeeded, "failed": after.failed},  # not those to be redone
             elapsed_s=time.monotonic() - self._started,
-            run_folder=str(space.folder),
+            run_folder=str(folder),
             results=str(self._job.output.path) if complete else None,
             in_flight=sent.in_flight,
             recovered=self._recovered,
@@ -184,5 +201,27 @@ class Run:
             )
         except PipelineError as exc:
             return exc
-        space.journal.put("results", f"{settings} {output.path.stat().st_mtime_ns}")
+        published = f"{settings} {output.path.stat().st_mtime_ns}"
+        try:
+            with sentences(space.journal.path):
+                space.journal.into_reserve(partial(space.journal.put, "results", published))
+        except PipelineError as exc:
+            return exc
         return None
+
+    def _note_end(self, space: Workspace, reason: str) -> None:
+        try:
+            with sentences(space.journal.path):
+                space.journal.into_reserve(partial(space.journal.end_run, reason))
+        except PipelineError as exc:  # how it ended is told to whoever runs it all the same
+            self._display.say(f"How this run ended is not in its journal: {exc}")
+        space.journal.reserve.release_last()
+
+    def _note(self, status: StatusFile, summary: Summary) -> None:
+        """Into ``status.json``, where that is still this run's."""
+        if summary.run_folder != str(self._job.run_folder):
+            return
+        try:
+            status.write(None, state="ended", **asdict(summary))
+        except PipelineError as exc:
+            self._display.say(str(exc))

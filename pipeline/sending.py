@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack, closing
+from contextlib import AsyncExitStack, closing, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from pipeline.clearing import Cleared, Clearing
 from pipeline.client import Client, Connection
 from pipeline.display import Logged
 from pipeline.errors import IncompleteError, PipelineError
 from pipeline.flow import Lasting, rates_of, share_of, slots_of
+from pipeline.footing import Footing
 from pipeline.hours import Hours, Lead, opened, over
 from pipeline.job import Job
-from pipeline.journal import Counts, Index, Record, Recovered, Writer, history, reader
+from pipeline.journal import Counts, Index, Record, Recovered, Writer, history, reader, sentences
 from pipeline.judge import Controls, Rulings
 from pipeline.outage import Spell
 from pipeline.patience import Patience
@@ -66,6 +68,7 @@ class Sending:
         status: StatusFile,
         key: str | None,
         hours: Hours,
+        footing: Footing,
         wall_clock: Callable[[], float],
     ) -> None:
         self._job = job
@@ -77,6 +80,7 @@ class Sending:
         self._status = status
         self._key = key
         self._hours = hours
+        self._footing = footing
         self._wall_clock = wall_clock
         self._tally = self._new_tally()
         self._lead = self._new_lead()
@@ -101,6 +105,7 @@ class Sending:
             stack.callback(self._display.close)
             try:
                 self._check_hours()
+                self._footing.hold(rows_at_once=self._job.rows_at_once, to_send=self._counts.to_send)
                 connection = await self._connection(stack)
                 cleared = await self._signals.heard_in(self._clearing.cleared(connection))
                 if await self._waited() or cleared.known.away is not None:  # hours later: key and prices may be others
@@ -109,6 +114,7 @@ class Sending:
                 return Sent(why=exc, outages=self._keep_outages([]))
             client = await stack.enter_async_context(Client(connection))
             writer = self._space.journal.writer(slots=self._job.rows_at_once, kept=self._kept)
+            writer.tight.needed = lambda: self._footing.needed(left=self._left, kept=self._tally.sent)
             share = stack.enter_context(closing(share_of(self._job, self._key, say=self._display.say)))
             pool = self._pool(client, writer, share, cleared)
             failure = await self._work(index, pool, writer)
@@ -219,6 +225,7 @@ class Sending:
         writing = asyncio.create_task(writer.write(), name="journal")
         showing = asyncio.create_task(self._show(pool), name="progress")
         writing.add_done_callback(lambda _: working.cancel())  # it failed: then nothing more can be kept
+        writer.tight.told = lambda why: self._stop(pool, why)
         self._signals.on_first(lambda: self._drain(pool))
         self._signals.on_second(working.cancel)
         try:
@@ -243,6 +250,14 @@ class Sending:
         busy = pool.activity.busy
         self._display.say(f"Stopping: {busy} requests in flight are finished first; once more (Ctrl-C) cuts them off.")
 
+    def _stop(self, pool: Pool, why: PipelineError) -> None:
+        self._display.say(f"Stopping: {why}. {pool.activity.busy} requests in flight are finished first.")
+        pool.stop(why)
+
+    @property
+    def _left(self) -> int:
+        return self._tally.total - self._tally.completed - self._tally.failed
+
     def _snapshot(self, activity: Activity) -> Snapshot:
         """As the tally has it, and what is left laid into the hours: the closed ones count."""
         before = [spell.told for spell in self._clearing.outages]
@@ -254,8 +269,7 @@ class Sending:
 
     async def _close(self, pool: Pool) -> None:
         why = await over(self._hours, self._wall_clock, self._lead)
-        self._display.say(f"Stopping: {why}. {pool.activity.busy} requests in flight are finished first.")
-        pool.stop(IncompleteError(why))
+        self._stop(pool, IncompleteError(why))
 
     def _kept(self, records: Sequence[Record]) -> None:
         self._tally.kept(records)
@@ -268,26 +282,41 @@ class Sending:
             self._display.show(snapshot)
             if time.monotonic() - written >= STATUS_EVERY_S:
                 written = time.monotonic()
-                try:
-                    self._status.write(snapshot)
-                except IncompleteError as exc:  # a full disk: finish what is in flight while the journal still can
-                    pool.stop(exc)
+                if (why := self._footing.lost() or self._unwritten(snapshot)) is not None:
+                    self._stop(pool, why)  # finish what is in flight while the journal still can
                     return
+                self._footing.keep_up(rows_at_once=self._job.rows_at_once, kept=self._tally.sent)
             await asyncio.sleep(SHOW_EVERY_S)
+
+    def _unwritten(self, snapshot: Snapshot) -> PipelineError | None:
+        try:
+            self._status.write(snapshot)
+        except IncompleteError as exc:
+            return exc
+        return None
 
     # after
 
     def _what_came(self, pool: Pool, failure: PipelineError | None) -> Sent:
         journal = self._space.journal
-        cut_off = journal.recover(tell=self._note_cut_off)
         return Sent(
             rows=self._tally.sent,
             why=failure or pool.stopped or self._signals.error,
-            in_flight=cut_off.in_flight if cut_off is not None else [],
+            in_flight=self._cut_off(),
             trouble=pool.activity.trouble,
             outages=self._keep_outages(pool.outages),
             spent=reader.spent_in(journal.db, journal.run),
         )
+
+    def _cut_off(self) -> list[str]:
+        """Where even booking them finds no room they stay in the in-flight table, for the next run to book."""
+        journal = self._space.journal
+        try:
+            with sentences(journal.path):
+                found = journal.into_reserve(partial(journal.recover, self._note_cut_off))
+        except PipelineError:
+            return [left.custom_id for left in journal.cut_off()]
+        return found.in_flight if found is not None else []
 
     def _note_cut_off(self, left: Recovered) -> None:
         """The last words name them, too; this is for whoever is killed before those."""
@@ -295,9 +324,11 @@ class Sending:
             self._display.note(f"cut off with {len(left.in_flight)} requests in flight: {', '.join(left.in_flight)}")
 
     def _keep_outages(self, later: list[Spell]) -> list[Spell]:
+        journal = self._space.journal
         spells = [*self._clearing.outages, *later]
-        for spell in spells:
-            self._space.journal.keep_outage(spell.started_at, spell.ended_at, spell.cause)
+        with suppress(PipelineError), sentences(journal.path):  # on a disk in trouble, of which the run tells anyway
+            for spell in spells:
+                journal.into_reserve(partial(journal.keep_outage, spell.started_at, spell.ended_at, spell.cause))
         return spells
 
     async def _ledger(self, connection: Connection, known: Preflight, ours: float) -> float | None:

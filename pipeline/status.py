@@ -22,11 +22,14 @@ def folder_of(target: str) -> Path:
     path = Path(target).absolute()
     if path.suffix == ".toml":
         return Job.load(path).run_folder
-    if (path / FILE_NAME).exists() or (path / STATUS_FILE).exists():
-        return path
     beside = path.with_name(path.name + ".run")
-    if beside.is_dir():
-        return beside
+    try:
+        if (path / FILE_NAME).exists() or (path / STATUS_FILE).exists():
+            return path
+        if beside.is_dir():
+            return beside
+    except OSError as exc:
+        raise RunFolderError(f"cannot look into {exc.filename or path}: {exc.strerror}; check its permissions") from exc
     raise UsageError(f"{target} is no job file, no output of a run and no run folder (looked for {beside} too)")
 
 

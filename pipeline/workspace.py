@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import folders
+from pipeline.disk import cannot_write, is_full
 from pipeline.errors import IncompleteError, InputError, JobError, RunFolderError
 from pipeline.feed import Feed, bad_lines, mark_of
 from pipeline.gateways import OpenAI, dialect_of
@@ -67,10 +68,17 @@ def make_folder(job: Job) -> Path:
     """The job's run folder, there and private. Raises ``UsageError`` when it cannot be made, or the results not written."""
     _check_writable(job.output.path)
     folder = job.run_folder
+    if folder.is_symlink() and not folder.exists():
+        raise RunFolderError(
+            f"the run folder {folder} is a link to {os.path.realpath(folder)}, where there is nothing: make that folder, or "
+            "have its disk mounted, or give another --run-dir"
+        )
     try:
         if not (folder / FILE_NAME).exists():
             folders.make_folder(folder, mode=0o700)
     except OSError as exc:
+        if is_full(exc):
+            raise IncompleteError(cannot_write(folder, exc, what="the run folder")) from exc
         raise RunFolderError(
             f"cannot make the run folder {folder}: {exc.strerror}; give another with --run-dir"
         ) from exc
@@ -80,6 +88,8 @@ def make_folder(job: Job) -> Path:
 def _check_writable(output: Path) -> None:
     """A place for results that cannot be written must show before they are paid for."""
     try:
+        if output.is_symlink():  # it is followed, not replaced
+            output = Path(os.path.realpath(output))
         is_folder = output.is_dir()
         parent = next(folder for folder in output.parents if folder.exists())
     except OSError as exc:
@@ -251,10 +261,8 @@ def _spool(path: Path) -> None:
         partial.replace(path)
         folders.sync_folder(path.parent)  # the answers are worth nothing without their prompts
     except OSError as exc:
-        raise IncompleteError(
-            f"cannot write what came on standard input to {path}: {exc.strerror}: see to that disk, then run the same "
-            "command again"
-        ) from exc
+        partial.unlink(missing_ok=True)
+        raise IncompleteError(cannot_write(path, exc, what="what came on standard input to")) from exc
 
 
 def _first_columns(files: list[InputFile]) -> list[str]:

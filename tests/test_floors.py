@@ -12,13 +12,13 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "pipeline"
 FLOORS = {
-    0: set("frozen records errors presets jsonio boot folders".split()),
+    0: set("frozen records errors presets jsonio boot folders disk".split()),
     1: set(
         "job source template gateways stream failures secret unreadable budget drift retry hours patience poison tokens accounting lease journal sink progress".split()
     ),
     2: set("client wire session backlog packs books outage away slots rates judge pool display simulator".split()),
     3: set(
-        "guards flow moved workspace feed wishes clearing sending run entry signals selection results export status verify trial ending preflight plan "
+        "guards flow moved footing workspace feed wishes clearing sending run entry signals selection results export status verify trial ending preflight plan "
         "models billing reckoning reuse".split()
     ),
     4: {"cli", "__init__", "__main__"},

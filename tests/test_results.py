@@ -359,8 +359,8 @@ def test_a_full_disk_is_said_and_nothing_is_lost(tmp_path: Path, pipeline: Pipel
     words = ["export", str(tmp_path / "folder"), "-o", str(job.output.path), *(["--format", kind] if kind else [])]
     ended = subprocess.run([sys.executable, "-c", limit, *words], capture_output=True, text=True, timeout=60)
     assert ended.returncode == 75, ended.stderr
-    assert "cannot write results to" in ended.stderr
-    assert "make room and run again" in ended.stderr
+    assert "no room to write results to" in ended.stderr
+    assert "make room on that disk, then run the same command again" in ended.stderr
     assert everything(tmp_path / "res") == before
     assert pipeline(*words).code == 0
 

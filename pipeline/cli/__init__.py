@@ -21,7 +21,7 @@ from pipeline.cli.options import (
     redo_options,
     wishes_of,
 )
-from pipeline.cli.screen import print_json, tell
+from pipeline.cli.screen import print_json, tell, write_out
 from pipeline.cli.simulate import simulate_command
 from pipeline.errors import PipelineError, UsageError
 
@@ -100,10 +100,10 @@ def try_command(rows: int, sample: bool, **given: Any) -> int:
         )
     else:
         for row in shown:
-            click.echo(row.text)
+            write_out(row.text)
     if summary.exit_code in (0, 3) or (summary.exit_code == 75 and summary.sent):
         return 0
-    click.echo(summary.reason, err=True)
+    tell(summary.reason)
     return summary.exit_code
 
 
@@ -127,7 +127,7 @@ def plan_command(show: int | None, **given: Any) -> int:
     if given["as_json"]:
         print_json(asdict(found))
     else:
-        click.echo(described(found))
+        write_out(described(found))
     return found.exit_code
 
 
@@ -149,11 +149,11 @@ def models_command(as_json: bool, **given: Any) -> int:
     if found.error is not None:
         raise found.error
     for text in found.warnings if found.models else [finding.text for finding in found.findings]:
-        click.echo(text, err=True)
+        tell(text)
     if as_json:
         print_json([asdict(info) for info in found.models.values()])
     elif found.models:
-        click.echo(table(list(found.models.values())))
+        write_out(table(list(found.models.values())))
     return 0 if found.models else 4
 
 
@@ -179,7 +179,7 @@ def status_command(target: str, as_json: bool, watch: bool) -> int:
         if as_json:
             print_json(status)
         else:
-            click.echo(describe(status))
+            write_out(describe(status))
         if not watch or status.get("state") != "running":
             return 0
         time.sleep(2)
@@ -223,7 +223,7 @@ def export_command(
         input_path=input_path,
     )
     left = f"; {pending:,} have no outcome yet" if pending else ""
-    click.echo(f"{rows:,} rows written to {output}{left}", err=True)
+    tell(f"{rows:,} rows written to {output}{left}")
     return 0
 
 
@@ -254,7 +254,7 @@ def verify_command(target: str, billing: bool, input_path: str | None, as_json: 
         print_json(asdict(report) | ({"billing": asdict(found)} if found else {}))
     else:
         for line in [*(found.lines if found else ()), *told(report)]:
-            click.echo(line, err=True)
+            tell(line)
     return report.exit_code
 
 
@@ -266,7 +266,7 @@ def _billing(folder: Path) -> Billing:
 
     from pipeline.billing import billing
 
-    return asyncio.run(billing(folder, say=lambda text: click.echo(text, err=True)))
+    return asyncio.run(billing(folder, say=tell))
 
 
 def _run(job: Job, given: Mapping[str, Any], wishes: Wishes) -> Summary:
@@ -286,17 +286,17 @@ def main() -> None:
     try:
         code = cli.main(standalone_mode=False)
     except PipelineError as exc:
-        click.echo(f"pipeline: {exc}", err=True)
+        tell(f"pipeline: {exc}")
         code = exc.exit_code
     except click.ClickException as exc:
         exc.show()
         code = 2
     except (click.Abort, KeyboardInterrupt):
-        click.echo("pipeline: interrupted; nothing finished is lost, the same command goes on", err=True)
+        tell("pipeline: interrupted; nothing finished is lost, the same command goes on")
         code = 130
     except Exception:  # noqa: BLE001 - the outermost door: a defect of ours, said to be one
         traceback.print_exc()
-        click.echo("pipeline: this is a defect of pipeline's; the journal is safe, the same command goes on", err=True)
+        tell("pipeline: this is a defect of pipeline's; the journal is safe, the same command goes on")
         code = 1
     sys.stdout.flush()
     sys.exit(code if isinstance(code, int) else 0)

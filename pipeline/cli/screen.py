@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from contextlib import suppress
 from typing import Any
 
 import click
+
+from pipeline.errors import IncompleteError
 
 
 def tell(text: str) -> None:
@@ -14,8 +18,20 @@ def tell(text: str) -> None:
         click.echo(text, err=True)
 
 
+def write_out(text: str) -> None:
+    """What was asked for, on standard output. Raises ``IncompleteError`` where that has no room for it."""
+    try:
+        click.echo(text)
+    except BrokenPipeError:
+        raise  # who reads it has seen enough: click's own case
+    except OSError as exc:
+        with suppress(OSError, ValueError):  # what is left in its buffer must not be tried again at the exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise IncompleteError(f"cannot write to standard output: {exc.strerror}; what was to be told is lost") from exc
+
+
 def print_json(value: Any) -> None:
     """For a program."""
     import orjson
 
-    click.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
+    write_out(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())

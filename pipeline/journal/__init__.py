@@ -10,26 +10,30 @@ import socket
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from pipeline.boot import boot_id
 from pipeline.errors import RunFolderError
-from pipeline.journal import copies, lost, reader, store, whole
+from pipeline.journal import copies, lost, reader, reserve, store, whole
 from pipeline.journal.index import Counts, Duplicate, Index
 from pipeline.journal.inflight import InFlight, InFlightTable, left_in
 from pipeline.journal.lock import Lock
 from pipeline.journal.reader import Projected, Projection, Totals
-from pipeline.journal.store import sentences
+from pipeline.journal.reserve import Reserve, bytes_for
+from pipeline.journal.store import roll_back, sentences, wants_room
+from pipeline.journal.tight import Tight
 from pipeline.journal.writer import Record, Writer
 
 __all__ = [
-    "FILE_NAME", "Counts", "Duplicate", "Index", "Journal", "Lock", "Projected", "Projection", "Record", "Recovered", "Totals",
-    "Writer", "copies", "left_in", "lost", "reader", "sentences", "whole",
+    "FILE_NAME", "Counts", "Duplicate", "Index", "Journal", "Lock", "Projected", "Projection", "Record", "Recovered", "Reserve",
+    "Totals", "Writer", "bytes_for", "copies", "left_in", "lost", "reader", "sentences", "whole",
 ]  # fmt: skip
 
 FILE_NAME = "journal.sqlite"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +51,7 @@ class Journal:
         self.db = db
         self.path = path
         self._table = table
+        self.reserve = Reserve(path.parent)
         self.run = 0
         self.name = ""
 
@@ -56,6 +61,8 @@ class Journal:
         path = folder / FILE_NAME
         db = store.connect(path, create=True)
         try:
+            with suppress(OSError):  # what a killed run held is room for this one
+                (folder / reserve.FILE_NAME).unlink()
             return cls(db, path, InFlightTable(folder / "inflight", slots=slots))
         except BaseException:
             db.close()
@@ -69,9 +76,29 @@ class Journal:
 
     def close(self) -> None:
         """Close the connection and the in-flight table."""
+        self.reserve.close()
         self.db.close()
         if self._table is not None:
             self._table.close()
+
+    def into_reserve(self, write: Callable[[], T]) -> T:
+        """Write one of the last words of a run: on a full disk, into what is left of the reserve."""
+        while True:
+            try:
+                return write()
+            except sqlite3.OperationalError as exc:
+                if not wants_room(exc) or not (self.reserve.release() or self.reserve.release_last()):
+                    raise
+                roll_back(self.db)
+
+    def save_to(self, folder: Path) -> None:
+        """Write all of the journal into a new folder, also when its own file has no name any more."""
+        folder.mkdir(mode=0o700, parents=True)
+        copy = store.connect(folder / FILE_NAME, create=True)
+        try:
+            self.db.backup(copy)
+        finally:
+            copy.close()
 
     @property
     def table(self) -> InFlightTable:
@@ -128,7 +155,7 @@ class Journal:
         if last is None or (not left and (last[2] is not None or last[0] == self.run)):
             return None
         with store.transaction(self.db):
-            cut_off = [self._full_name(entry) for entry in left if not self._is_durable(entry)]
+            cut_off = self.cut_off()
             found = Recovered(in_flight=[entry.custom_id for entry in cut_off], may_be_incomplete=last[1] != boot_id())
             tell(found)
             self.db.executemany(
@@ -145,6 +172,10 @@ class Journal:
             )
         self.table.forget_left()
         return found
+
+    def cut_off(self) -> list[InFlight]:
+        """What is in flight and has no end in the journal."""
+        return [self._full_name(entry) for entry in self.table.left if not self._is_durable(entry)]
 
     def _is_durable(self, entry: InFlight) -> bool:
         outcome = self.db.execute(
@@ -180,7 +211,10 @@ class Journal:
 
     def writer(self, *, slots: int, kept: Callable[[Sequence[Record]], None]) -> Writer:
         """The group-committing writer of this run; to be made inside the event loop."""
-        return Writer(self.db, self.path, self.table, run=self.run, slots=slots, kept=kept)
+        return Writer(
+            self.db, self.path, self.table, run=self.run, slots=slots, kept=kept,
+            tight=Tight(self.db, self.path, self.reserve),
+        )  # fmt: skip
 
     def mark_redo(self, numbers: Sequence[int]) -> None:
         """Have these outcomes made anew, by the next run to start or a later one; durable, so that an interrupted one goes on."""

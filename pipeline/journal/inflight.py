@@ -7,6 +7,7 @@ never synced: after a power cut it may be incomplete, and the next start says so
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import struct
@@ -14,11 +15,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.disk import cannot_write
 from pipeline.errors import IncompleteError, RunFolderError
 
 ENTRY = struct.Struct("<BxHI16s48s184s")  # set?, length of the id, its number in the journal, fingerprint, call id, id
 MAGIC = b"pipeline in-flight 1\n"
 HEADER_BYTES = ENTRY.size
+_UNABLE = frozenset({errno.ENODEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,23 +44,32 @@ class InFlightTable:
 
     def __init__(self, path: Path, *, slots: int) -> None:
         _check(path)
+        self._fd = -1
         try:
-            self._map = _mapped(path, ENTRY.size * (2 * slots + 1))
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            size = max(ENTRY.size * (2 * slots + 1), os.fstat(self._fd).st_size)
+            _make_room(self._fd, size)
+            self._map = _mapped(self._fd, size)
+            self._map[: len(MAGIC)] = MAGIC
+            self._written = isinstance(self._map, bytearray)
+            if self._written:
+                self._write(0, len(MAGIC))
         except OSError as exc:
-            raise IncompleteError(
-                f"cannot write the in-flight table {path}: {exc.strerror}: see to that disk, then run the same command again"
-            ) from exc
-        self._map[: len(MAGIC)] = MAGIC
-        self._free = list(range(len(self._map) // ENTRY.size - 1, 0, -1))
+            if self._fd >= 0:
+                os.close(self._fd)
+            raise IncompleteError(cannot_write(path, exc, what="the in-flight table")) from exc
+        self._free = list(range(size // ENTRY.size - 1, 0, -1))
 
     @property
     def left(self) -> list[InFlight]:
         """The entries that are set: at the start of a run, what an earlier process could not clear."""
-        return list(_entries(self._map[:]))
+        return list(_entries(bytes(self._map)))
 
     def forget_left(self) -> None:
         """Empty the table once what was left in it stands in the journal."""
         self._map[HEADER_BYTES:] = bytes(len(self._map) - HEADER_BYTES)
+        if self._written:
+            self._write(HEADER_BYTES, len(self._map) - HEADER_BYTES)
 
     def enter(self, custom_id: str, index: int, fingerprint: bytes, call_id: str) -> int:
         """Note one request as out; returns its entry. There is always a free one: the pool keeps to 2 x slots."""
@@ -68,33 +80,53 @@ class InFlightTable:
         ENTRY.pack_into(
             self._map, entry * ENTRY.size, 1, len(name), index & 0xFFFFFFFF, fingerprint, call_id.encode(), name
         )
+        if self._written:
+            self._write(entry * ENTRY.size, ENTRY.size)
         return entry
 
     def clear(self, entry: int) -> None:
         """Its end is durable, or it was never sent."""
         self._map[entry * ENTRY.size] = 0
+        if self._written:
+            self._write(entry * ENTRY.size, 1)
         self._free.append(entry)
 
     def close(self) -> None:
         """Unmap; entries that are set stay in the file."""
-        self._map.close()
+        if not isinstance(self._map, bytearray):
+            self._map.close()
+        os.close(self._fd)
+
+    def _write(self, at: int, size: int) -> None:
+        """Where there is no shared memory the kernel has it as soon as it is written; its room was allocated before."""
+        os.pwrite(self._fd, self._map[at : at + size], at)
+
+
+def _make_room(fd: int, size: int) -> None:
+    """A full disk must not show itself as SIGBUS later."""
+    if os.fstat(fd).st_size < size:
+        try:
+            os.posix_fallocate(fd, 0, size)
+        except OSError as exc:
+            if exc.errno not in _UNABLE:
+                raise
+            os.pwrite(fd, bytes(size - os.fstat(fd).st_size), os.fstat(fd).st_size)
+
+
+def _mapped(fd: int, size: int) -> mmap.mmap | bytearray:
+    """The table in memory: shared with the kernel, or a copy of it on a file system that cannot do that (9p)."""
+    try:
+        return mmap.mmap(fd, size)
+    except OSError as exc:
+        if exc.errno not in _UNABLE:
+            raise
+        return bytearray(os.pread(fd, size, 0))
 
 
 def left_in(path: Path) -> list[InFlight]:
     """The entries that are set in the table of a run folder, which is only looked at. Raises ``RunFolderError``."""
     _check(path)
     return list(_entries(path.read_bytes())) if path.exists() else []
-
-
-def _mapped(path: Path, least: int) -> mmap.mmap:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        size = max(least, os.fstat(fd).st_size)
-        if os.fstat(fd).st_size < size:
-            os.posix_fallocate(fd, 0, size)  # a full disk must not show itself as SIGBUS later
-        return mmap.mmap(fd, size)
-    finally:
-        os.close(fd)
 
 
 def _check(path: Path) -> None:

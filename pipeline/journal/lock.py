@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
@@ -13,8 +14,10 @@ from typing import Any, Self
 import orjson
 
 from pipeline.boot import boot_id
-from pipeline.errors import IncompleteError, LockedError, RunFolderError
+from pipeline.disk import cannot_write, file_system_of, is_full
+from pipeline.errors import IncompleteError, LockedError, PipelineError, RunFolderError
 
+_HELD = frozenset({errno.EWOULDBLOCK, errno.EACCES})
 LOOKS = 10
 LOOK_S = 0.02
 
@@ -34,34 +37,34 @@ class Lock:
         try:
             self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as exc:
+            if is_full(exc):
+                raise IncompleteError(cannot_write(self._path, exc, what="the lock")) from exc
             raise RunFolderError(f"cannot write in the run folder {self._path.parent}: {exc.strerror}") from exc
         try:
             self._take()
         except OSError as exc:
-            holder = self.holder()
-            os.close(self._fd)
-            self._fd = -1
-            raise LockedError(_in_use(self._path.parent, holder)) from exc
+            raise self._let_go(_why_not(self._path.parent, exc, self.holder())) from exc
         before, inode = self.holder(), os.fstat(self._fd).st_ino
         self.copied = before.get("inode", inode) != inode
         note = {"host": socket.gethostname(), "pid": os.getpid(), "boot_id": boot_id(), "since": time.time()}
         try:
             self._write({**note, "inode": inode})
         except OSError as exc:
-            os.close(self._fd)
-            self._fd = -1
-            raise IncompleteError(
-                f"cannot write the lock {self._path}: {exc.strerror}: see to that disk, then run the same command again"
-            ) from exc
+            raise self._let_go(IncompleteError(cannot_write(self._path, exc, what="the lock"))) from exc
         return self
+
+    def _let_go(self, why: PipelineError) -> PipelineError:
+        os.close(self._fd)
+        self._fd = -1
+        return why
 
     def _take(self) -> None:
         """A ``status`` that looks whether it is held holds it for an instant itself: nobody's name is in it then."""
         for _ in range(LOOKS):
             try:
                 fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                if self.holder():
+            except OSError as exc:
+                if exc.errno not in _HELD or self.holder():
                     raise
                 time.sleep(LOOK_S)
             else:
@@ -76,7 +79,9 @@ class Lock:
 
     def _write(self, holder: dict[str, Any]) -> None:
         os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, orjson.dumps(holder), 0)
+        note = orjson.dumps(holder)
+        if os.pwrite(self._fd, note, 0) < len(note):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def holder(self) -> dict[str, Any]:
         """What the present or, after a crash, the last holder wrote; empty after a clean end."""
@@ -94,11 +99,21 @@ class Lock:
             return False
         try:
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
+        except OSError as exc:
+            return exc.errno in _HELD
         finally:
             os.close(fd)
         return False
+
+
+def _why_not(folder: Path, exc: OSError, holder: dict[str, Any]) -> PipelineError:
+    if exc.errno in _HELD:
+        return LockedError(_in_use(folder, holder))
+    kind = file_system_of(folder)
+    return RunFolderError(
+        f"the run folder {folder} cannot be locked ({exc.strerror}): its file system{f' ({kind})' if kind else ''} gives no "
+        "locks, so two runs could pay for the same rows; give a run folder on another disk with --run-dir"
+    )
 
 
 def _in_use(folder: Path, holder: dict[str, Any]) -> str:

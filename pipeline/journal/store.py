@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from pipeline.errors import DamagedError, IncompleteError, RunFolderError
+from pipeline.disk import cannot_write, file_system_of, free_on, is_full, mount_of, size, tried
+from pipeline.errors import DamagedError, IncompleteError, PipelineError, RunFolderError
 from pipeline.folders import sync_folder
 from pipeline.journal import migrate
 
@@ -23,6 +24,8 @@ APPLICATION_ID = 0x70697065  # "pipe"
 NETWORK_FILE_SYSTEMS = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "lustre", "gpfs", "beegfs", "drvfs", "fuse.sshfs"}
 )
+
+_ROOM = frozenset({"SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE"})
 
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -57,21 +60,55 @@ def sentences(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.DatabaseError as exc:
-        text = str(exc)
-        if "disk is full" in text or "disk I/O" in text:
-            raise IncompleteError(
-                f"cannot write the journal {path} ({text}): make room on that disk, then run the same command again"
-            ) from exc
-        if "locked" in text:
-            raise IncompleteError(
-                f"the journal {path} is in use by another process; try again when it has ended"
-            ) from exc
-        if "readonly" in text or "unable to open" in text:
-            raise RunFolderError(f"cannot open the journal {path} for writing ({text}): check its permissions") from exc
-        raise DamagedError(
-            f"the journal {path} is damaged ({text}): keep a copy of its folder, and give another --run-dir to "
-            "start anew"
-        ) from exc
+        raise meaning(path, exc) from exc
+
+
+def wants_room(exc: sqlite3.Error) -> bool:
+    """Whether a write failed in a way that room on the disk may mend. A failed sync is none: nobody knows what is on disk then.
+
+    SQLite knows ENOSPC; a quota and a limit of file sizes it takes for a failed write.
+    """
+    return getattr(exc, "sqlite_errorname", "") in _ROOM or "disk is full" in str(exc)
+
+
+def meaning(path: Path, exc: sqlite3.Error, *, needed: float | None = None) -> PipelineError:
+    """What an error of SQLite's means for the journal at ``path``; ``needed``: about how many bytes are wanted."""
+    text = str(exc)
+    if "disk is full" in text or "disk I/O" in text:
+        return _disk_trouble(path, text, needed)
+    if "locked" in text:
+        return IncompleteError(f"the journal {path} is in use by another process; try again when it has ended")
+    if "readonly" in text or "unable to open" in text:
+        return RunFolderError(f"cannot open the journal {path} for writing ({text}): check its permissions")
+    return DamagedError(
+        f"the journal {path} is damaged ({text}): keep a copy of its folder, and give another --run-dir to start anew"
+    )
+
+
+def _disk_trouble(path: Path, text: str, needed: float | None) -> PipelineError:
+    """SQLite does not pass on what the system said: ask it again."""
+    why = tried(path.parent)
+    if why is not None and why.errno:
+        return IncompleteError(cannot_write(path, why, what="the journal", needed=needed))
+    wanted = "" if needed is None else f", about {size(needed)} are needed"
+    temporary = _temporary_folder()
+    elsewhere = mount_of(temporary) != mount_of(path)
+    also = (
+        f"; {free_on(temporary)}, where its temporary files are (SQLITE_TMPDIR names another folder)"
+        if elsewhere
+        else ""
+    )
+    return IncompleteError(
+        f"cannot write the journal {path} ({text}): {free_on(path.parent)}{wanted}{also}; make room on that disk, then run "
+        "the same command again"
+    )
+
+
+def _temporary_folder() -> Path:
+    """Where SQLite sorts what does not fit into memory; the order is its own."""
+    named = (os.environ.get("SQLITE_TMPDIR"), os.environ.get("TMPDIR"), "/var/tmp", "/usr/tmp", "/tmp")  # noqa: S108
+    found = (Path(name) for name in named if name and Path(name).is_dir() and os.access(name, os.W_OK | os.X_OK))
+    return next(found, Path.cwd())
 
 
 def connect(path: Path, *, create: bool) -> sqlite3.Connection:
@@ -87,9 +124,9 @@ def connect(path: Path, *, create: bool) -> sqlite3.Connection:
     with sentences(path):
         if create:
             _touch(path)
-        mode = "rw" if create else "ro"
+        shared = is_shared(path)
         db = sqlite3.connect(
-            f"{path.resolve().as_uri()}?mode={mode}",
+            f"{path.resolve().as_uri()}?{'mode=rw' if create else way_to_read(path, shared=shared)}",
             uri=True,
             isolation_level=None,
             check_same_thread=False,
@@ -97,6 +134,8 @@ def connect(path: Path, *, create: bool) -> sqlite3.Connection:
             timeout=5,
         )
         try:
+            if not shared:  # WAL's shared memory does not work across a network; nor is there any then
+                db.execute("PRAGMA locking_mode = EXCLUSIVE")
             _prepare(db, path, create=create)
             if create:
                 _sync_folder(path)
@@ -111,9 +150,30 @@ def _sync_folder(path: Path) -> None:
     try:
         sync_folder(path.parent)
     except OSError as exc:
-        raise IncompleteError(
-            f"cannot write the run folder {path.parent}: {exc.strerror}: see to that disk, then run the same command again"
-        ) from exc
+        raise IncompleteError(cannot_write(path.parent, exc, what="the run folder")) from exc
+
+
+def is_shared(path: Path) -> bool:
+    """Whether several connections may be open at once: not across a network, where WAL's shared memory does not work."""
+    return file_system_of(path) not in NETWORK_FILE_SYSTEMS
+
+
+def way_to_read(path: Path, *, shared: bool) -> str:
+    """Readers share memory with a writer in a file beside the journal, and alone in a network they lock it.
+
+    In a folder that cannot be written there is neither; nor is it needed where the last run left no log behind.
+    """
+    if os.access(path.parent, os.W_OK):
+        return "mode=ro" if shared else "mode=rw"
+    log = path.with_name(path.name + "-wal")
+    if log.exists() and log.stat().st_size:
+        if path.with_name(path.name + "-shm").exists():
+            return "mode=ro"
+        raise RunFolderError(
+            f"the last run of {path} was cut off, and what it wrote last can be read only where it may be written: "
+            f"copy {path.parent} to such a place, and read it there"
+        )
+    return "mode=ro&immutable=1"
 
 
 def _touch(path: Path) -> None:
@@ -121,14 +181,14 @@ def _touch(path: Path) -> None:
     try:
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
     except OSError as exc:
+        if is_full(exc):
+            raise IncompleteError(cannot_write(path, exc, what="the journal")) from exc
         raise RunFolderError(
             f"cannot open the journal {path} for writing ({exc.strerror}): check its permissions"
         ) from exc
 
 
 def _prepare(db: sqlite3.Connection, path: Path, *, create: bool) -> None:
-    if create and file_system_of(path) in NETWORK_FILE_SYSTEMS:
-        db.execute("PRAGMA locking_mode = EXCLUSIVE")  # WAL's shared memory does not work across a network
     application_id = db.execute("PRAGMA application_id").fetchone()[0]
     tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
     if tables == 0 and create:
@@ -161,22 +221,6 @@ def _have_log(db: sqlite3.Connection) -> None:
     db.execute(f"PRAGMA synchronous = {'FULL' if mode == 'wal' else 'EXTRA'}")
 
 
-def file_system_of(path: Path) -> str:
-    """The type of the file system that holds ``path`` as /proc/mounts names it; empty where there is no such list."""
-    mounts = Path("/proc/self/mounts")
-    if not mounts.exists():
-        return ""
-    best, kind = "", ""
-    where = str(path.resolve())
-    for line in mounts.read_text(encoding="utf-8", errors="replace").splitlines():
-        _, point, fs, *_ = line.split(" ")
-        point = point.replace("\\040", " ")
-        inside = where == point or where.startswith(point.rstrip("/") + "/")
-        if inside and len(point) >= len(best):
-            best, kind = point, fs
-    return kind
-
-
 @contextmanager
 def transaction(db: sqlite3.Connection) -> Iterator[None]:
     """All of the block or nothing of it; inside another transaction it is part of that one."""
@@ -188,11 +232,12 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
         yield
         db.execute("COMMIT")
     except BaseException:
-        _roll_back(db)
+        roll_back(db)
         raise
 
 
-def _roll_back(db: sqlite3.Connection) -> None:
+def roll_back(db: sqlite3.Connection) -> None:
+    """Nothing of the transaction stays, if there still is one."""
     if db.in_transaction:  # not when the disk is full: then it has been rolled back already
         db.execute("ROLLBACK")
 
@@ -204,7 +249,7 @@ def undone(db: sqlite3.Connection) -> Iterator[None]:
     try:
         yield
     finally:
-        _roll_back(db)
+        roll_back(db)
 
 
 def get(db: sqlite3.Connection, key: str) -> str | None:

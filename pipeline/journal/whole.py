@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 
 from pipeline.errors import DamagedError
-from pipeline.journal.store import APPLICATION_ID, NETWORK_FILE_SYSTEMS, file_system_of, sentences
+from pipeline.journal.store import APPLICATION_ID, is_shared, sentences, way_to_read
 
 _COPY = "If this is a copy, make it again when no run works, of the whole folder with its journal.sqlite-wal"
 
@@ -22,7 +22,7 @@ def check_kept(path: Path, shown: int, db: sqlite3.Connection | None = None) -> 
     Without ``db`` it is only looked at, before anybody makes one where none is; not across a network, where a second
     connection is none of ours: there the one that is open is asked.
     """
-    if not shown or (db is None and file_system_of(path.parent) in NETWORK_FILE_SYSTEMS):
+    if not shown or (db is None and not is_shared(path)):
         return
     with sentences(path):
         kept = _outcomes(path) if db is None else int(db.execute("SELECT count(*) FROM outcome").fetchone()[0])
@@ -47,7 +47,8 @@ def _outcomes(path: Path) -> int | None:
     """How many rows are done; None for a file that is something else, for others to say so."""
     if not path.is_file():
         return None if path.exists() else 0
-    with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=5)) as db:
+    where = f"{path.resolve().as_uri()}?{way_to_read(path, shared=True)}"
+    with closing(sqlite3.connect(where, uri=True, timeout=5)) as db:
         tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
         if "outcome" in tables:
             return int(db.execute("SELECT count(*) FROM outcome").fetchone()[0])

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from pipeline.journal.inflight import InFlightTable
 from pipeline.journal.store import sentences
+from pipeline.journal.tight import Handed, Tight
 from pipeline.records import Attempt, Outcome, Request, Usage
 
 Record = Outcome | Attempt
@@ -50,6 +51,7 @@ class Writer:
         run: int,
         slots: int,
         kept: Callable[[Sequence[Record]], None],
+        tight: Tight,
     ) -> None:
         self._db = db
         self._path = path
@@ -57,8 +59,9 @@ class Writer:
         self._run = run
         self._slots = slots
         self._kept = kept
-        self._gathered: list[tuple[Record, int | None]] = []
-        self._committing: list[tuple[Record, int | None]] = []
+        self.tight = tight
+        self._gathered: list[Handed] = []
+        self._committing: list[Handed] = []
         self._work = asyncio.Event()
         self._room = asyncio.Event()
         self._closing = False
@@ -98,8 +101,8 @@ class Writer:
         self._work.set()
 
     async def write(self) -> None:
-        """The writer's life; ends after ``close``. A journal that cannot be written raises and so ends the run."""
-        loop = asyncio.get_running_loop()
+        """The writer's life; ends after ``close``. A journal that cannot be written raises and so ends the run; a full disk
+        ends it when what is in flight is over."""
         try:
             while not (self._closing and not self._gathered):
                 await self._work.wait()
@@ -107,17 +110,27 @@ class Writer:
                 if not self._gathered:
                     continue
                 self._committing, self._gathered = self._gathered, []
-                await self._commit(loop)
+                with sentences(self._path):
+                    await self._commit()
                 self._done()
+            with sentences(self._path):
+                self._committing = await self.tight.last_try(self._transaction)
+            self._done()
+            self.tight.check()
         finally:
             self._thread.shutdown(wait=True)
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")  # could not be written; the in-flight table still names what was in it
 
-    async def _commit(self, loop: asyncio.AbstractEventLoop) -> None:
-        with sentences(self._path):
-            self._insert([record for record, _ in self._committing])
-            await loop.run_in_executor(self._thread, self._db.execute, "COMMIT")
+    async def _commit(self) -> None:
+        try:
+            await self._transaction(self._committing)
+        except sqlite3.OperationalError as exc:
+            self._committing = await self.tight.save(self._committing, self._transaction, exc)
+
+    async def _transaction(self, group: Sequence[Handed]) -> None:
+        self._insert([record for record, _ in group])
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._db.execute, "COMMIT")
 
     def _insert(self, records: list[Record]) -> None:
         self._db.execute("BEGIN IMMEDIATE")
@@ -146,7 +159,8 @@ class Writer:
         records = [record for record, _ in self._committing]
         self._committing = []
         self._room.set()
-        self._kept(records)
+        if records:
+            self._kept(records)
 
 
 def _attempt_values(attempt: Attempt, run: int) -> tuple[object, ...]:

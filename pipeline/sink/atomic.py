@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import IO, Any, Self
 
+from pipeline.disk import cannot_write, is_full
 from pipeline.errors import IncompleteError, UsageError
 from pipeline.folders import make_folder, sync_folder
 
@@ -34,6 +35,8 @@ class AtomicFile:
                 f"cannot write results to {self.path}: {self.path.parent} is a file, not a folder"
             ) from exc
         except OSError as exc:
+            if is_full(exc):
+                raise self._unwritten(exc) from exc
             raise UsageError(f"cannot write results to {self.path}: {exc.strerror}") from exc
         self.stream = os.fdopen(fd, "wb", buffering=1 << 20)
         return self
@@ -50,13 +53,20 @@ class AtomicFile:
                 self._partial.replace(self.path)
                 sync_folder(self.path.parent)
         except OSError as exc:
-            raise IncompleteError(
-                f"cannot write results to {self.path}: {exc.strerror or exc}; make room and run again"
-            ) from exc
+            raise self._unwritten(exc) from exc
         finally:
             if not self.stream.closed:
                 self._drop_stream()
+            self._drop_partial()
+
+    def _unwritten(self, exc: OSError) -> IncompleteError:
+        return IncompleteError(cannot_write(self.path, exc, what="results to"))
+
+    def _drop_partial(self) -> None:
+        try:
             self._partial.unlink(missing_ok=True)
+        except OSError:
+            return  # the folder has gone bad; why the file could not be written is told already
 
     def _drop_stream(self) -> None:
         """Close what could not be flushed: a second failure to write the same bytes says nothing new."""
