@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "pipeline"
 FLOORS = {
-    0: set("records errors presets jsonio boot".split()),
+    0: set("records errors presets jsonio boot visible readable".split()),
     1: set(
         "job source template gateways stream secret unreadable budget drift retry hours patience poison tokens accounting lease journal sink progress".split()
     ),

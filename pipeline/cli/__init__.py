@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 import traceback
 from collections.abc import Mapping
@@ -13,6 +15,7 @@ import click
 
 from pipeline.cli.options import (
     again,
+    check_words,
     flow_options,
     gateway_of,
     gateway_options,
@@ -21,9 +24,10 @@ from pipeline.cli.options import (
     redo_options,
     wishes_of,
 )
-from pipeline.cli.screen import print_json, tell
+from pipeline.cli.screen import print_json, print_text, tell
 from pipeline.cli.simulate import simulate_command
 from pipeline.errors import PipelineError, UsageError
+from pipeline.visible import visible
 
 if TYPE_CHECKING:
     from pipeline.billing import Billing
@@ -100,10 +104,10 @@ def try_command(rows: int, sample: bool, **given: Any) -> int:
         )
     else:
         for row in shown:
-            click.echo(row.text)
+            print_text(row.text)
     if summary.exit_code in (0, 3) or (summary.exit_code == 75 and summary.sent):
         return 0
-    click.echo(summary.reason, err=True)
+    tell(summary.reason)
     return summary.exit_code
 
 
@@ -127,7 +131,7 @@ def plan_command(show: int | None, **given: Any) -> int:
     if given["as_json"]:
         print_json(asdict(found))
     else:
-        click.echo(described(found))
+        print_text(described(found))
     return found.exit_code
 
 
@@ -149,11 +153,11 @@ def models_command(as_json: bool, **given: Any) -> int:
     if found.error is not None:
         raise found.error
     for text in found.warnings if found.models else [finding.text for finding in found.findings]:
-        click.echo(text, err=True)
+        tell(text)
     if as_json:
         print_json([asdict(info) for info in found.models.values()])
     elif found.models:
-        click.echo(table(list(found.models.values())))
+        print_text(table(list(found.models.values())))
     return 0 if found.models else 4
 
 
@@ -179,7 +183,7 @@ def status_command(target: str, as_json: bool, watch: bool) -> int:
         if as_json:
             print_json(status)
         else:
-            click.echo(describe(status))
+            print_text(describe(status))
         if not watch or status.get("state") != "running":
             return 0
         time.sleep(2)
@@ -223,7 +227,7 @@ def export_command(
         input_path=input_path,
     )
     left = f"; {pending:,} have no outcome yet" if pending else ""
-    click.echo(f"{rows:,} rows written to {output}{left}", err=True)
+    tell(f"{rows:,} rows written to {output}{left}")
     return 0
 
 
@@ -253,9 +257,9 @@ def verify_command(target: str, billing: bool, input_path: str | None, as_json: 
         print_json(asdict(report) | ({"billing": asdict(found)} if found else {}))
     else:
         for line in found.lines if found else ():
-            click.echo(line, err=True)
+            tell(line)
         for finding in report.findings:
-            click.echo(f"found: {finding}", err=True)
+            tell(f"found: {finding}")
         click.echo(
             f"{report.rows:,} rows checked: {', '.join(report.checked)}; {len(report.findings)} findings.", err=True
         )
@@ -272,7 +276,7 @@ def _billing(folder: Path) -> Billing:
 
     from pipeline.billing import billing
 
-    return asyncio.run(billing(folder, say=lambda text: click.echo(text, err=True)))
+    return asyncio.run(billing(folder, say=tell))
 
 
 def _run(job: Job, given: Mapping[str, Any], wishes: Wishes) -> Summary:
@@ -281,18 +285,27 @@ def _run(job: Job, given: Mapping[str, Any], wishes: Wishes) -> Summary:
 
     asks = sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty() and not given["quiet"]
     display = display_for(sys.stderr, quiet=given["quiet"])
-    return run(job, wishes, display=display, confirm=(lambda text: click.confirm(text, err=True)) if asks else None)
+    return run(
+        job, wishes, display=display, confirm=(lambda text: click.confirm(visible(text), err=True)) if asks else None
+    )
+
+
+def _shown(exc: click.ClickException) -> str:
+    words = io.StringIO()
+    exc.show(words)
+    return words.getvalue().rstrip("\n")
 
 
 def main() -> None:
     """The console script: every error of a user's is a sentence, every exit code one of the contract's."""
     try:
+        check_words(sys.argv[1:], os.environ)
         code = cli.main(standalone_mode=False)
     except PipelineError as exc:
-        click.echo(f"pipeline: {exc}", err=True)
+        tell(f"pipeline: {exc}")
         code = exc.exit_code
     except click.ClickException as exc:
-        exc.show()
+        tell(_shown(exc))
         code = 2
     except (click.Abort, KeyboardInterrupt):
         click.echo("pipeline: interrupted; nothing finished is lost, the same command goes on", err=True)

@@ -7,11 +7,18 @@ from typing import Any
 
 import click
 
+from pipeline.visible import visible
+
 
 def tell(text: str) -> None:
     """Last words are lost where the terminal is gone; the exit code must not be."""
     with suppress(OSError):
-        click.echo(text, err=True)
+        click.echo(visible(text), err=True)
+
+
+def print_text(text: str) -> None:
+    """What was asked for, for people."""
+    click.echo(visible(text))
 
 
 def print_json(value: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pipeline.errors import InputError
 from pipeline.jsonio import utf8
 from pipeline.source.file import InputFile, OnError, place, refuse, shown
 from pipeline.source.lines import BLOCK, MAX_LINE_BYTES, blocks
+from pipeline.visible import listed
 
 Record = tuple[int, list[str] | InputError]
 
@@ -87,7 +89,7 @@ class _Feed:
 
     def __init__(self, lines: Iterator[bytes], limit: int) -> None:
         self._lines = lines
-        self._limit = limit
+        self.limit = limit
         self.line = 0
         self.start = 1
         self.weight = 0
@@ -109,10 +111,8 @@ class _Feed:
             raise StopIteration
         self.line += 1
         self.weight += len(raw) + 1
-        if self.weight > self._limit:
-            raise ValueError(
-                f"the record from line {self.start} on is over {self._limit:,} bytes; is a quote left open?"
-            )
+        if self.weight > self.limit:
+            raise ValueError("too long a record")
         if b"\0" in raw:
             raise ValueError("found a NUL byte, expected text; save the file as UTF-8 text")
         text = utf8(raw) + "\n"
@@ -147,6 +147,9 @@ def _records(file: InputFile, feed: _Feed) -> Iterator[Record]:
 
 def _words(file: InputFile, feed: _Feed, exc: Exception) -> str:
     if isinstance(exc, ValueError):
+        if feed.weight > feed.limit:
+            opened = feed.start + _open_quote_line(feed.record, file.delimiter)
+            return f"{place(file, opened)}: the record from here on is over {feed.limit:,} bytes; is a quote left open?"
         return f"{place(file, feed.line)}: {exc}"
     if feed.ended:
         opened = feed.start + _open_quote_line(feed.record, file.delimiter)
@@ -181,7 +184,7 @@ def _header(file: InputFile, records: Iterator[Record]) -> list[str]:
             f"{place(file, line)}: found one column, {names[0]!r}; between the cells must stand a {sign}, not {min(wrong)!r}"
             " (.csv: commas, .tsv: tabs)"
         )
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, times in Counter(names).items() if times > 1)
     if twice:
-        raise InputError(f"{place(file, line)}: column names must differ; more than once: {', '.join(twice)}")
+        raise InputError(f"{place(file, line)}: column names must differ; more than once: {listed(twice)}")
     return names

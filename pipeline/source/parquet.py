@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 from pipeline.errors import InputError
 from pipeline.source import values
 from pipeline.source.file import InputFile, OnError, place, reading, refuse, shown
+from pipeline.visible import listed
 
 BATCH_BYTES = 16 << 20
 
@@ -102,16 +104,17 @@ def _opened(file: InputFile) -> Iterator[Any]:
 
 def _checked_names(file: InputFile, schema: Any) -> list[str]:
     names: list[str] = schema.names
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, times in Counter(names).items() if times > 1)
     if twice:
-        raise InputError(f"{shown(file.path)}: column names must differ; more than once: {', '.join(twice)}")
+        raise InputError(f"{shown(file.path)}: column names must differ; more than once: {listed(twice)}")
     return names
 
 
 def _picked(file: InputFile, names: list[str], columns: Sequence[str]) -> list[str]:
-    missing = [name for name in columns if name not in names]
+    there = set(names)
+    missing = [name for name in columns if name not in there]
     if missing:
-        raise InputError(f"{shown(file.path)}: no column {missing[0]!r}; there are: {', '.join(names)}")
+        raise InputError(f"{shown(file.path)}: no column {missing[0]!r}; there are: {listed(names)}")
     return list(dict.fromkeys(columns))
 
 

@@ -22,6 +22,7 @@ from pipeline.errors import RowError, TemplateError
 from pipeline.jsonio import dumps
 from pipeline.template.bounds import Bounded
 from pipeline.template.meter import STEPS, Meter
+from pipeline.visible import listed
 
 _MISFITS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError, MemoryError)
 _BRACES = re.compile(r"\{\s*(\w+)\s*\}")
@@ -161,7 +162,9 @@ class Text:
             _check_braces(text, columns)
         for name in self._names:
             if name not in columns and name != "row" and name not in environment.globals:
-                line = min((node.lineno for node in tree.find_all(_NAMES) if node.name == name), default=1)
+                line = min(
+                    (node.lineno for node in tree.find_all(_NAMES) if getattr(node, "name", "") == name), default=1
+                )
                 raise TemplateError(f"request.{what}, line {line}: {no_column(name, columns)}")
 
     def render(self, data: dict[str, Any]) -> str:
@@ -204,7 +207,7 @@ def no_column(name: str, columns: Collection[str]) -> str:
     """What to tell about a name that is no column."""
     close = difflib.get_close_matches(name, columns, n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
-    return f"the input has no column {name!r}{hint}; its columns are: {', '.join(sorted(columns))}"
+    return f"the input has no column {name!r}{hint}; its columns are: {listed(sorted(columns))}"
 
 
 def kind_of(value: Any) -> str:
