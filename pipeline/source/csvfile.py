@@ -93,7 +93,8 @@ class _Feed:
         self.line = 0
         self.start = 1
         self.weight = 0
-        self.record: list[str] = []
+        self.record = bytearray()  # as bytes: a line of text takes 50 more
+        self.last = b""
         self.ended = False
 
     def begin(self) -> None:
@@ -115,9 +116,10 @@ class _Feed:
             raise ValueError("too long a record")
         if b"\0" in raw:
             raise ValueError("found a NUL byte, expected text; save the file as UTF-8 text")
-        text = utf8(raw) + "\n"
-        self.record.append(text)
-        return text
+        self.last = raw
+        self.record += raw
+        self.record += b"\n"
+        return utf8(raw) + "\n"
 
 
 @contextmanager
@@ -139,6 +141,8 @@ def _records(file: InputFile, feed: _Feed) -> Iterator[Record]:
         except (csv.Error, ValueError) as exc:  # the reader starts afresh with the next line
             problem = InputError(_words(file, feed, exc))
             problem.__cause__ = exc
+            if feed.weight > feed.limit:
+                raise problem from exc  # what follows is that cell's, too
             yield feed.start, problem
         else:
             if cells:
@@ -154,19 +158,18 @@ def _words(file: InputFile, feed: _Feed, exc: Exception) -> str:
     if feed.ended:
         opened = feed.start + _open_quote_line(feed.record, file.delimiter)
         return f'{place(file, opened)}: the quote opened on this line is never closed; end the cell with a "'
-    if "\r" in feed.record[-1].rstrip("\r\n"):
+    if b"\r" in feed.last.rstrip(b"\r"):
         return f"{place(file, feed.line)}: a carriage return inside the line; line ends must be LF or CRLF"
     return f'{place(file, feed.line)}: text after a cell\'s closing quote; inside a quoted cell, write a quote as ""'
 
 
-def _open_quote_line(record: list[str], delimiter: str) -> int:
+def _open_quote_line(record: bytes | bytearray, delimiter: str) -> int:
     """How many lines into the record its unclosed cell starts: after the last whole cell."""
-    cell = re.compile(rf'(?:"(?:[^"]|"")*+"|(?!")[^{delimiter}\n]*+){delimiter}')
-    text = "".join(record)
+    cell = re.compile(rf'(?:"(?:[^"]|"")*+"|(?!")[^{delimiter}\n]*+){delimiter}'.encode())
     at = 0
-    while match := cell.match(text, at):
+    while match := cell.match(record, at):
         at = match.end()
-    return text.count("\n", 0, at)
+    return record.count(b"\n", 0, at)
 
 
 def _header(file: InputFile, records: Iterator[Record]) -> list[str]:
