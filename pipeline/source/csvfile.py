@@ -95,19 +95,26 @@ class _Feed:
         self.weight = 0
         self.record = bytearray()  # as bytes: a line of text takes 50 more
         self.last = b""
+        self._opening: bytes | None = None
         self.ended = False
 
-    def begin(self) -> None:
-        self.start = self.line + 1
+    def begin(self) -> bool:
+        """Go to the next record, over the blank lines before it; False when there is none."""
         self.weight = 0
         self.record.clear()
+        for line in self._lines:
+            if line and line != b"\r":
+                self._opening, self.start = line, self.line + 1
+                return True
+            self.line += 1
+        return False
 
     def __iter__(self) -> _Feed:
         return self
 
     def __next__(self) -> str:
-        raw = next(self._lines, None)
-        if raw is None:
+        raw, self._opening = self._opening, None
+        if raw is None and (raw := next(self._lines, None)) is None:
             self.ended = True
             raise StopIteration
         self.line += 1
@@ -134,8 +141,7 @@ def _opened(file: InputFile, limit: int) -> Iterator[tuple[_Feed, list[str], Ite
 
 def _records(file: InputFile, feed: _Feed) -> Iterator[Record]:
     reader = csv.reader(feed, delimiter=file.delimiter, strict=True)
-    while not feed.ended:
-        feed.begin()
+    while feed.begin():
         try:
             cells = next(reader, None)
         except (csv.Error, ValueError) as exc:  # the reader starts afresh with the next line
