@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import os
 import resource
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 from conftest import clean_environment
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import InputError, RowError, TemplateError
@@ -96,11 +98,60 @@ def good(ending: str) -> list[bytes]:
 
 
 ENDINGS = ("jsonl", "jsonl.gz", "jsonl.zst", "csv", "csv.gz", "tsv", "parquet")
-PIECES = (
-    [b"\0", b"\xff", b"\xef\xbb\xbf", b"\n", b"\r", b"\r\n", b'"', b'""', b",", b"\t", b"\\", b"{", b"}", b"[", b"[" * 2000, b"]", b":"]
-    + [b"NaN", b"-Infinity", b"1e400", b"9" * 5000, b"-0", b"\\ud800", b"\xed\xa0\x80", b"null", b'{"a":1,"a":2}', b'{"__class__":"{{ 1 }}"}']
-    + [b"\x1b[31m", b"\xfe\xff", b"PK\3\4", b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1", b"\xff\xff\xff\x7f", b"\x80" * 9]
-)  # fmt: skip
+PIECES = [
+    *(
+        b"\0",
+        b"\xff",
+        b"\xef\xbb\xbf",
+        b"\n",
+        b"\r",
+        b"\r\n",
+        b'"',
+        b'""',
+        b",",
+        b"\t",
+        b"\\",
+        b"{",
+        b"}",
+        b"[",
+        b"]",
+        b":",
+    ),
+    *(
+        b"[" * 2000,
+        b"NaN",
+        b"-Infinity",
+        b"1e400",
+        b"9" * 5000,
+        b"-0",
+        b"\\ud800",
+        b"\xed\xa0\x80",
+        b"null",
+        b"\x80" * 9,
+    ),
+    *(
+        b'{"a":1,"a":2}',
+        b'{"__class__":"{{ 1 }}"}',
+        b"\x1b[31m",
+        b"\xfe\xff",
+        b"PK\3\4",
+        b"\x1f\x8b",
+        b"\x28\xb5\x2f\xfd",
+    ),
+    *(b"PAR1", b"\xff\xff\xff\x7f"),
+]
+
+
+def fuzz(examples: int) -> Any:
+    """So many examples, the same each time; ``HOSTILE_EXAMPLES=100000`` tries others, for as long as one likes."""
+    asked = os.environ.get("HOSTILE_EXAMPLES")
+    return settings(
+        max_examples=int(asked or examples),
+        derandomize=asked is None,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
 
 
 @st.composite
@@ -237,10 +288,9 @@ def own_peak() -> float:
 
 def packed(path: Path, piece: bytes, times: int, *, head: bytes = b"", tail: bytes = b"") -> Path:
     """A compressed file, by its ending, of ``piece`` so many times over, of which no more than one is held."""
-    opener: Any = gzip.open(path, "wb", compresslevel=1) if path.suffix == ".gz" else None
-    if opener is None:
-        opener = pa.CompressedOutputStream(pa.OSFile(str(path), "wb"), "zstd")
-    with opener as out:
+    sink: Any = path.open("wb") if path.suffix == ".gz" else pa.OSFile(str(path), "wb")
+    pack: Any = gzip.GzipFile(fileobj=sink, mode="wb", compresslevel=1) if path.suffix == ".gz" else None
+    with sink, pack or pa.CompressedOutputStream(sink, "zstd") as out:
         for part in _parts(piece, times, head, tail):
             out.write(part)
     return path

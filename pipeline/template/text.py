@@ -28,6 +28,7 @@ _MISFITS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError,
 _BRACES = re.compile(r"\{\s*(\w+)\s*\}")
 _FROM_FILES = (jinja2.nodes.Include, jinja2.nodes.Import, jinja2.nodes.FromImport, jinja2.nodes.Extends)
 _NAMES = (jinja2.nodes.Name, jinja2.nodes.NSRef)
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # another one each time, and so another row
 WORDS_CHARACTERS = 300
 _WRITABLE = (str, int, float, Decimal, date, time, timedelta, list, tuple, dict, jinja2.Undefined)
 
@@ -176,7 +177,7 @@ class Text:
                 names.setdefault("row", _with_nulls(data, "row"))
             return self._written({**self._globals, **names})
         except jinja2.TemplateError as exc:
-            raise RowError("template_error", f"the template does not fit this row: {exc.message}") from exc
+            raise RowError("template_error", f"the template does not fit this row: {_words(exc)}") from exc
         except _MISFITS as exc:
             raise RowError("template_error", f"the template does not fit this row: {_words(exc)}") from exc
 
@@ -190,7 +191,10 @@ class Text:
 def _words(exc: BaseException) -> str:
     if isinstance(exc, RecursionError):
         return "nested too deeply"
-    return str(exc).partition("\n")[0].partition(" (<template>")[0][:WORDS_CHARACTERS] or type(exc).__name__
+    return (
+        _ADDRESS.sub("", str(exc)).partition("\n")[0].partition(" (<template>")[0][:WORDS_CHARACTERS]
+        or type(exc).__name__
+    )
 
 
 def _check_braces(text: str, columns: Collection[str]) -> None:
