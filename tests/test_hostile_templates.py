@@ -144,7 +144,11 @@ FINE = {
 }
 
 
-@pytest.mark.parametrize("text", BOMBS, ids=range(len(BOMBS)))
+SLOW = ("{'a': ns.x", "dict(a=ns.x", "|batch(2)|list", "select('in'", "for j in range(1000)", "ns.x + ns.x")
+MARKED = [pytest.param(text, marks=pytest.mark.slow if any(word in text for word in SLOW) else ()) for text in BOMBS]
+
+
+@pytest.mark.parametrize("text", MARKED, ids=range(len(BOMBS)))
 def test_a_rendering_is_bounded_in_time_and_memory(text: str) -> None:
     began, before = time.monotonic(), own_peak()
     said = rendered(text, DATA)
@@ -335,13 +339,13 @@ TAGS = [
 ]  # fmt: skip
 
 
-@fuzz(400)
+@fuzz(250)
 @given(st.lists(st.sampled_from([*WORDS, *TAGS]) | st.text(max_size=4), max_size=14).map(" ".join))
 def test_no_fragment_gets_out_as_anything_but_words(text: str) -> None:
     _rendered_quickly(text)
 
 
-@fuzz(400)
+@fuzz(250)
 @given(
     st.lists(st.sampled_from(WORDS), min_size=1, max_size=6).map(" ".join),
     st.sampled_from(
