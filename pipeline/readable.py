@@ -15,3 +15,8 @@ def read_bounded(path: Path, most: int = MOST_BYTES) -> bytes:
     if len(content) > most:
         raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", str(path))
     return content
+
+
+def read_text(path: Path) -> str:
+    """The UTF-8 text of the file, its lines ended as Python reads them. Raises ``OSError`` and ``UnicodeDecodeError``."""
+    return read_bounded(path).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")

@@ -17,7 +17,7 @@ from pipeline.feed import Feed, bad_lines, mark_of
 from pipeline.gateways import OpenAI, dialect_of
 from pipeline.job import Job
 from pipeline.journal import FILE_NAME, Journal, sentences
-from pipeline.readable import read_bounded
+from pipeline.readable import read_text
 from pipeline.records import EMBEDDINGS
 from pipeline.sink import Layout, layout
 from pipeline.source import InputFile, chunks, column_names, find
@@ -258,7 +258,7 @@ def _prompt_text(job: Job) -> str | None:
     if path is None:
         return job.request.prompt
     try:
-        text = read_bounded(path).decode("utf-8-sig").replace("\r\n", "\n")
+        text = read_text(path)
     except UnicodeDecodeError as exc:
         raise JobError(f"request.prompt_file: {path} is not UTF-8 text (byte {exc.start + 1})") from exc
     except OSError as exc:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import JobError
-from pipeline.readable import read_bounded
+from pipeline.readable import read_text
 from pipeline.visible import visible
 
 _DEEPEST = 64
@@ -20,7 +20,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     """The tables of a job file. Raises ``JobError``."""
     hint = "" if path.suffix == ".toml" else "; a job file ends in .toml, the input is given with -i"
     try:
-        return checked(tomllib.loads(read_bounded(path).decode("utf-8-sig").replace("\r\n", "\n")), str(path))
+        return checked(tomllib.loads(read_text(path)), str(path))
     except FileNotFoundError:
         raise JobError(f"there is no job file {path} (looked in {Path.cwd()})") from None
     except IsADirectoryError:
