@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from pipeline.progress import Snapshot
+from pipeline.visible import visible
 
 LINE_EVERY_S = 30.0
 LOG_FILE = "run.log"
@@ -55,7 +56,7 @@ class Lines:
 
     def say(self, text: str) -> None:
         """Print a sentence with the time."""
-        print(f"{time.strftime('%H:%M:%S')} {text}", file=self._stream, flush=True)
+        print(f"{time.strftime('%H:%M:%S')} {visible(text)}", file=self._stream, flush=True)
 
     def close(self) -> None:
         """Nothing is open."""
@@ -84,7 +85,7 @@ class Bar:
         columns = self._columns
         self._bar.ncols = columns - 1
         self._bar.n = snapshot.completed + snapshot.failed
-        self._bar.set_description_str(snapshot.fitting(columns - BAR_COLUMNS), refresh=True)
+        self._bar.set_description_str(visible(snapshot.fitting(columns - BAR_COLUMNS)), refresh=True)
 
     @property
     def _columns(self) -> int:
@@ -95,7 +96,7 @@ class Bar:
 
     def say(self, text: str) -> None:
         """Print a sentence above the bar."""
-        self._tqdm.write(text, file=self._stream)
+        self._tqdm.write(visible(text), file=self._stream)
 
     def close(self) -> None:
         """Take the bar away."""
@@ -158,7 +159,7 @@ class Logged:
             with open(
                 self._path, "a", opener=lambda name, flags: os.open(name, flags, 0o600), encoding="utf-8"
             ) as file:
-                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {visible(text)}\n")
         except OSError:
             pass
 

@@ -19,10 +19,15 @@ from pipeline.records import Outcome, Request, Row
 from pipeline.sink import Stretch
 from pipeline.source import InputFile, chunks, column_names, place
 from pipeline.template import Composed, Template
+from pipeline.visible import listed
 
 FAR = 1 << 62  # a line no file has
 SLICE_ROWS = 32  # composed at a time on the loop: well under a millisecond
 BAD_LINES_SHOWN = 10
+MOST_COLUMNS = 100_000
+TOO_MANY = (
+    f"the rows up to here have more than {MOST_COLUMNS:,} different keys; what differs from row to row is a value"
+)
 Pending = dict[int, tuple[int, str, bytes]]
 
 
@@ -67,6 +72,8 @@ class Feed:
                 if data.keys() != seen:
                     seen = data.keys()
                     columns.update(dict.fromkeys(data))
+                    if len(columns) > MOST_COLUMNS:
+                        raise InputError(f"{place(file, line)}: {TOO_MANY}")
                 try:
                     row = self._row(line, data)
                     yield line, row.custom_id, self._fingerprint(row, file)
@@ -233,7 +240,7 @@ def _failed(row: Row, number: int, fingerprint: bytes, error: RowError) -> Outco
 
 def _id_of(data: dict[str, Any], column: str) -> str:
     if column not in data:
-        raise InputError(f"there is no column {column!r} for the id; the columns are: {', '.join(data)}")
+        raise InputError(f"there is no column {column!r} for the id; the columns are: {listed(data)}")
     value = data[column]
     if isinstance(value, str) and value:
         return value

@@ -86,7 +86,7 @@ def _loads_slowly(data: bytes) -> Any:
     text = utf8(data)
     refuse = partial(_refuse, text)
     try:
-        value = json.loads(text, parse_constant=refuse, parse_float=partial(_finite, refuse))
+        value = json.loads(text, parse_constant=refuse, parse_float=partial(_finite, refuse), parse_int=_whole)
         return _without_surrogates(value) if _SURROGATE_ESCAPE.search(text) else value
     except json.JSONDecodeError as exc:
         found = repr(text[exc.pos : exc.pos + 20]) if text[exc.pos :].strip() else "the end of the line"
@@ -104,6 +104,15 @@ def _refuse(text: str, literal: str) -> Any:
 def _finite(refuse: Callable[[str], Any], literal: str) -> float:
     number = float(literal)
     return number if math.isfinite(number) else refuse(literal)
+
+
+def _whole(literal: str) -> int:
+    try:
+        return int(literal)
+    except ValueError:  # Python's own limit: what is longer takes long
+        raise ValueError(
+            f"a whole number of {len(literal):,} digits; write what is longer than 4,300 as text"
+        ) from None
 
 
 def _without_surrogates(value: Any) -> Any:

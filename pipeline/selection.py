@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pipeline.errors import UsageError
 from pipeline.journal import Projection
+from pipeline.readable import read_bounded
 from pipeline.sink import TYPES, matching
 from pipeline.workspace import Workspace
 
@@ -73,7 +74,7 @@ def _matching(space: Workspace, condition: str) -> Iterator[int]:
 
 def _named(space: Workspace, path: Path) -> list[int]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_bounded(path, 256 << 20).decode("utf-8-sig").splitlines()
     except OSError as exc:
         raise UsageError(f"--redo-ids: cannot read {path}: {exc.strerror}; it must hold an id a line") from exc
     except UnicodeDecodeError as exc:

@@ -21,10 +21,12 @@ from pipeline.job import Job
 from pipeline.journal import FILE_NAME, Journal, sentences, whole
 from pipeline.moved import beside, is_elsewhere, taken_along
 from pipeline.progress import shown_in
+from pipeline.readable import read_text
 from pipeline.records import EMBEDDINGS
 from pipeline.sink import Layout, layout
 from pipeline.source import InputFile, chunks, column_names, find
 from pipeline.template import Images, Template, spec_digest
+from pipeline.visible import listed
 
 FILES_PEEKED = 32  # whose columns the template is checked against before the index pass
 SPOOL = "stdin.jsonl"
@@ -166,7 +168,7 @@ def _assemble(job: Job, folder: Path, journal: Journal, files: list[InputFile]) 
     if id_column is None and "custom_id" in columns:
         id_column = "custom_id"
     if id_column is not None and id_column not in columns:
-        raise JobError(f"input.id: the input has no column {id_column!r}; its columns are: {', '.join(columns)}")
+        raise JobError(f"input.id: the input has no column {id_column!r}; its columns are: {listed(columns)}")
     prompt = _prompt_text(job)
     settings: dict[str, Any] = {
         "family": job.preset.family,
@@ -288,7 +290,7 @@ def _prompt_text(job: Job) -> str | None:
     if path is None:
         return job.request.prompt
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path)
     except UnicodeDecodeError as exc:
         raise JobError(f"request.prompt_file: {path} is not UTF-8 text (byte {exc.start + 1})") from exc
     except OSError as exc:

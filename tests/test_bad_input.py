@@ -121,7 +121,7 @@ JOB_FILE = [
        "  prices.m.input_per_million: expected at least 0, not -1.5\n"
        "  run_dir: expected a path in quotes, not 3"),
     job("negative", {"gateway.concurrency": "-1"}, "job.toml: gateway.concurrency: expected a whole number from 1 to 10,000, or \"auto\", not -1"),
-    job("no number", {"gateway.timeout": "nan"}, "job.toml: gateway.timeout: expected a number over 0, not nan"),
+    job("no number", {"gateway.timeout": "nan"}, "job.toml: gateway.timeout: expected a finite number, not nan"),
     job("an unknown preset", {"gateway.base_url": None, "gateway": '"opnai"'}, f"job.toml: gateway.preset: no preset is called 'opnai'; there are: {', '.join(sorted(PRESETS))}"),
     job("no base URL", {"gateway.base_url": None}, "job.toml: gateway.base_url: the preset 'openai' needs one, e.g. https://host/v1"),
     base_url("localhost:8000/v1", "expected a URL such as https://host/v1, not 'localhost:8000/v1'"),

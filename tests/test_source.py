@@ -346,7 +346,7 @@ COMMA = "a cell with a comma, a quote or a line break in it must be quoted"
         (b"PK\x03\x04", "bad.csv: the name says plain text, the content is zip; give it the right ending"),
         (
             b'a\n"' + b"x\n" * 99,
-            "bad.csv:26: the record from line 2 on is over 50 bytes; is a quote left open?",
+            "bad.csv:2: the record from here on is over 50 bytes; is a quote left open?",
         ),
     ],
 )

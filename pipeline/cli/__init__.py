@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 import traceback
 from collections.abc import Mapping
@@ -13,6 +15,7 @@ import click
 
 from pipeline.cli.options import (
     again,
+    check_words,
     flow_options,
     gateway_of,
     gateway_options,
@@ -21,9 +24,10 @@ from pipeline.cli.options import (
     redo_options,
     wishes_of,
 )
-from pipeline.cli.screen import print_json, tell, write_out
+from pipeline.cli.screen import print_json, print_text, tell
 from pipeline.cli.simulate import simulate_command
 from pipeline.errors import PipelineError, UsageError
+from pipeline.visible import visible
 
 if TYPE_CHECKING:
     from pipeline.billing import Billing
@@ -100,7 +104,7 @@ def try_command(rows: int, sample: bool, **given: Any) -> int:
         )
     else:
         for row in shown:
-            write_out(row.text)
+            print_text(row.text)
     if summary.exit_code in (0, 3) or (summary.exit_code == 75 and summary.sent):
         return 0
     tell(summary.reason)
@@ -127,7 +131,7 @@ def plan_command(show: int | None, **given: Any) -> int:
     if given["as_json"]:
         print_json(asdict(found))
     else:
-        write_out(described(found))
+        print_text(described(found))
     return found.exit_code
 
 
@@ -153,7 +157,7 @@ def models_command(as_json: bool, **given: Any) -> int:
     if as_json:
         print_json([asdict(info) for info in found.models.values()])
     elif found.models:
-        write_out(table(list(found.models.values())))
+        print_text(table(list(found.models.values())))
     return 0 if found.models else 4
 
 
@@ -179,7 +183,7 @@ def status_command(target: str, as_json: bool, watch: bool) -> int:
         if as_json:
             print_json(status)
         else:
-            write_out(describe(status))
+            print_text(describe(status))
         if not watch or status.get("state") != "running":
             return 0
         time.sleep(2)
@@ -275,7 +279,15 @@ def _run(job: Job, given: Mapping[str, Any], wishes: Wishes) -> Summary:
 
     asks = sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty() and not given["quiet"]
     display = display_for(sys.stderr, quiet=given["quiet"])
-    return run(job, wishes, display=display, confirm=(lambda text: click.confirm(text, err=True)) if asks else None)
+    return run(
+        job, wishes, display=display, confirm=(lambda text: click.confirm(visible(text), err=True)) if asks else None
+    )
+
+
+def _shown(exc: click.ClickException) -> str:
+    words = io.StringIO()
+    exc.show(words)
+    return words.getvalue().rstrip("\n")
 
 
 def main() -> None:
@@ -284,12 +296,13 @@ def main() -> None:
 
     stay_out_of_core_dumps()
     try:
+        check_words(sys.argv[1:], os.environ)
         code = cli.main(standalone_mode=False)
     except PipelineError as exc:
         tell(f"pipeline: {exc}")
         code = exc.exit_code
     except click.ClickException as exc:
-        exc.show()
+        tell(_shown(exc))
         code = 2
     except (click.Abort, KeyboardInterrupt):
         tell("pipeline: interrupted; nothing finished is lost, the same command goes on")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 def n_or_auto(text: str) -> int | str:
     """A number of requests, or the word; what else it may be is for the job to refuse."""
-    return int(text) if text.lstrip("-").isdecimal() else text
+    return int(text) if re.fullmatch(r"-?[0-9]{1,9}", text) else text
 
 
 # option -> (flags, key of the job, environment variable, help)
@@ -59,6 +60,16 @@ def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def check_words(arguments: Sequence[str], environ: Mapping[str, str]) -> None:
+    """A word that is not UTF-8 can stand in no journal and no request. Raises ``UsageError``."""
+    settings = {name: environ[name] for name in {option[2] for option in _JOB_OPTIONS} & environ.keys()}
+    for where, word in [*(("the command", word) for word in arguments), *sorted(settings.items())]:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"{where}: {word[:200]!a} is not UTF-8 text") from None
 
 
 _GATEWAY_KEYS = ("gateway", "gateway.base_url", "gateway.api_key_env")
@@ -125,16 +136,21 @@ def _setting(text: str) -> tuple[tuple[str, ...], Any]:
         raise UsageError(f"--set takes KEY=VALUE, not {text!r}")
     try:
         table: Any = tomllib.loads(f"{key} = 0")
-    except tomllib.TOMLDecodeError:
-        raise UsageError(f'--set: {key!r} is no key; a part with dots goes in quotes: prices."MODEL".key') from None
+        whole = isinstance(table, dict) and len(table) == 1
+    except (ValueError, RecursionError):
+        whole = False
+    if not whole:
+        raise UsageError(f'--set: {key!r} is no key; a part with dots goes in quotes: prices."MODEL".key')
     path: list[str] = []
-    while isinstance(table, dict):
+    while isinstance(table, dict) and table:
         path.append(next(iter(table)))
         table = table[path[-1]]
     try:
         return tuple(path), tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         return tuple(path), value
+    except (ValueError, RecursionError):
+        raise UsageError(f"--set: the value of {key} is too large or too deeply nested") from None
 
 
 def gateway_of(given: Mapping[str, Any]) -> Job:

@@ -10,15 +10,21 @@ from typing import Any
 import click
 
 from pipeline.errors import IncompleteError
+from pipeline.visible import visible
 
 
 def tell(text: str) -> None:
     """Last words are lost where the terminal is gone; the exit code must not be."""
     with suppress(OSError):
-        click.echo(text, err=True)
+        click.echo(visible(text), err=True)
 
 
-def write_out(text: str) -> None:
+def print_text(text: str) -> None:
+    """What was asked for, for people."""
+    _write_out(visible(text))
+
+
+def _write_out(text: str) -> None:
     """What was asked for, on standard output. Raises ``IncompleteError`` where that has no room for it."""
     try:
         click.echo(text)
@@ -34,4 +40,4 @@ def print_json(value: Any) -> None:
     """For a program."""
     import orjson
 
-    write_out(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
+    _write_out(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())

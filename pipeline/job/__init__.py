@@ -26,7 +26,7 @@ from pydantic import (
 from pipeline.errors import JobError
 from pipeline.hours import Deadline, Hours, Window
 from pipeline.job.key import key_from_file, key_from_variable
-from pipeline.job.layers import anchor, lay, merge, read_toml
+from pipeline.job.layers import anchor, checked, lay, merge, read_toml
 from pipeline.job.request import RequestSettings
 from pipeline.job.table import FilePath, Seconds, Table, Text
 from pipeline.job.words import problems
@@ -244,6 +244,7 @@ class Job(Table):
         laid: dict[str, Any] = {}
         for key, value in (overrides or {}).items():
             lay(laid, key, value)
+        checked(laid, "the options")
         anchor(laid, Path.cwd())
         merge(tables, laid)
         try:

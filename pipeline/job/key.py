@@ -6,6 +6,7 @@ import stat
 from pathlib import Path
 
 from pipeline.errors import JobError
+from pipeline.readable import read_bounded
 
 
 def key_from_variable(name: str, value: str, *, needed: bool) -> str | None:
@@ -22,7 +23,7 @@ def key_from_file(path: Path) -> str:
     """The key in a file. Raises ``JobError`` when others can read it, or it holds no key."""
     try:
         mode = path.stat().st_mode
-        key = path.read_text(encoding="ascii").strip()
+        key = read_bounded(path, 1 << 16).decode("ascii").strip()
     except OSError as exc:
         raise JobError(f"gateway.api_key_file: cannot read {path}: {exc.strerror}") from exc
     except UnicodeDecodeError:

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import JobError
+from pipeline.readable import read_text
+from pipeline.visible import visible
 
+_DEEPEST = 64
 _PATHS = (("input", "path"), ("output", "path"), ("request", "prompt_file"), ("gateway", "api_key_file"))
 _RIVALS = (("request", {"prompt", "prompt_file"}), ("gateway", {"api_key_env", "api_key_file"}))
 
@@ -17,7 +20,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     """The tables of a job file. Raises ``JobError``."""
     hint = "" if path.suffix == ".toml" else "; a job file ends in .toml, the input is given with -i"
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        return checked(tomllib.loads(read_text(path)), str(path))
     except FileNotFoundError:
         raise JobError(f"there is no job file {path} (looked in {Path.cwd()})") from None
     except IsADirectoryError:
@@ -29,6 +32,38 @@ def read_toml(path: Path) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as exc:
         words = "; text must stand in quotes" if str(exc).startswith("Invalid value") else ""
         raise JobError(f"{path} is not valid TOML: {exc}{hint or words}") from None
+    except ValueError:  # of int()
+        raise JobError(f"{path}: a whole number of more than 4,300 digits{hint}") from None
+    except RecursionError:
+        raise JobError(f"{path}: nested too deeply for a job{hint}") from None
+
+
+def checked(tables: dict[str, Any], where: str) -> dict[str, Any]:
+    """The tables, if all in them can be kept: no endless nesting, no half characters. Raises ``JobError``."""
+    todo: list[tuple[tuple[str, ...], Any]] = [((), tables)]
+    while todo:
+        path, value = todo.pop()
+        key = visible(".".join(path)[:200])
+        if len(path) > _DEEPEST:
+            raise JobError(f"{where}: {key}: nested too deeply; expected at most {_DEEPEST} levels")
+        if isinstance(value, dict):
+            todo += [((*path, str(name)), member) for name, member in value.items()]
+            todo += [((*path, str(name)), name) for name in value]
+        elif isinstance(value, list):
+            todo += [((*path, str(at)), item) for at, item in enumerate(value)]
+        elif isinstance(value, str) and not _is_text(value):
+            raise JobError(f"{where}: {key}: expected UTF-8 text, not {value[:200]!a}")
+        elif isinstance(value, int) and abs(value) >= 2**64:
+            raise JobError(f"{where}: {key}: expected a number of at most 64 bits")
+    return tables
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def lay(tables: dict[str, Any], key: str | tuple[str, ...], value: Any) -> None:

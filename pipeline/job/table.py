@@ -33,4 +33,4 @@ FilePath = Annotated[Path, BeforeValidator(_not_empty), Field(strict=False)]
 class Table(BaseModel):
     """One table."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)

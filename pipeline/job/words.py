@@ -10,12 +10,15 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from pipeline.visible import visible
+
 _OPTION_OF = {"input": "-i FILE", "output": "-o FILE", "input.path": "-i FILE", "output.path": "-o FILE"}
 _EXPECTED = {
     "string_type": "text in quotes",
     "int_type": "a whole number",
     "int_from_float": "a whole number",
     "float_type": "a number",
+    "finite_number": "a finite number",
     "bool_type": "true or false",
     "path_type": "a path in quotes",
     "list_type": "a list",
@@ -33,6 +36,7 @@ def problems(error: ValidationError, path: Path | str | None, job: type[BaseMode
     """All of them, each with its key path; ``path`` is the job file, if there is one."""
     where = str(path) if path is not None else "the options"
     lines = [_problem(item, job) for item in error.errors(include_url=False)]
+    lines = [visible(line) for line in lines]
     return f"{where}: " + (lines[0] if len(lines) == 1 else f"{len(lines)} problems\n  " + "\n  ".join(lines))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.errors import JobError
 from pipeline.journal.reader import Projected
 from pipeline.sink.vectors import numbers
+from pipeline.visible import listed
 
 ReadContent = Callable[[bytes], str | None]
 ReadVector = Callable[[bytes], Any]
@@ -62,7 +63,7 @@ def layout(
     The id column is exempt: where it is called ``custom_id`` it is that result column.
     """
     if keep is not None and (missing := [name for name in keep if name not in columns]):
-        raise JobError(f"output.keep: the input has no column {missing[0]!r}; its columns are: {', '.join(columns)}")
+        raise JobError(f"output.keep: the input has no column {missing[0]!r}; its columns are: {listed(columns)}")
     results = tuple(prefix + ("embedding" if vectors and name == "content" else name) for name in TYPES)
     kept = list(columns if keep is None else dict.fromkeys(keep))
     if id_column in results and id_column in kept:

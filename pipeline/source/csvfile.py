@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pipeline.errors import InputError
 from pipeline.jsonio import utf8
 from pipeline.source.file import InputFile, OnError, place, refuse, shown
 from pipeline.source.lines import BLOCK, MAX_LINE_BYTES, blocks
+from pipeline.visible import listed
 
 Record = tuple[int, list[str] | InputError]
 
@@ -87,37 +89,44 @@ class _Feed:
 
     def __init__(self, lines: Iterator[bytes], limit: int) -> None:
         self._lines = lines
-        self._limit = limit
+        self.limit = limit
         self.line = 0
         self.start = 1
         self.weight = 0
-        self.record: list[str] = []
+        self.record = bytearray()  # as bytes: a line of text takes 50 more
+        self.last = b""
+        self._opening: bytes | None = None
         self.ended = False
 
-    def begin(self) -> None:
-        self.start = self.line + 1
+    def begin(self) -> bool:
+        """Go to the next record, over the blank lines before it; False when there is none."""
         self.weight = 0
         self.record.clear()
+        for line in self._lines:
+            if line and line != b"\r":
+                self._opening, self.start = line, self.line + 1
+                return True
+            self.line += 1
+        return False
 
     def __iter__(self) -> _Feed:
         return self
 
     def __next__(self) -> str:
-        raw = next(self._lines, None)
-        if raw is None:
+        raw, self._opening = self._opening, None
+        if raw is None and (raw := next(self._lines, None)) is None:
             self.ended = True
             raise StopIteration
         self.line += 1
         self.weight += len(raw) + 1
-        if self.weight > self._limit:
-            raise ValueError(
-                f"the record from line {self.start} on is over {self._limit:,} bytes; is a quote left open?"
-            )
+        if self.weight > self.limit:
+            raise ValueError("too long a record")
         if b"\0" in raw:
             raise ValueError("found a NUL byte, expected text; save the file as UTF-8 text")
-        text = utf8(raw) + "\n"
-        self.record.append(text)
-        return text
+        self.last = raw
+        self.record += raw
+        self.record += b"\n"
+        return utf8(raw) + "\n"
 
 
 @contextmanager
@@ -132,13 +141,14 @@ def _opened(file: InputFile, limit: int) -> Iterator[tuple[_Feed, list[str], Ite
 
 def _records(file: InputFile, feed: _Feed) -> Iterator[Record]:
     reader = csv.reader(feed, delimiter=file.delimiter, strict=True)
-    while not feed.ended:
-        feed.begin()
+    while feed.begin():
         try:
             cells = next(reader, None)
         except (csv.Error, ValueError) as exc:  # the reader starts afresh with the next line
             problem = InputError(_words(file, feed, exc))
             problem.__cause__ = exc
+            if feed.weight > feed.limit:
+                raise problem from exc  # what follows is that cell's, too
             yield feed.start, problem
         else:
             if cells:
@@ -147,23 +157,25 @@ def _records(file: InputFile, feed: _Feed) -> Iterator[Record]:
 
 def _words(file: InputFile, feed: _Feed, exc: Exception) -> str:
     if isinstance(exc, ValueError):
+        if feed.weight > feed.limit:
+            opened = feed.start + _open_quote_line(feed.record, file.delimiter)
+            return f"{place(file, opened)}: the record from here on is over {feed.limit:,} bytes; is a quote left open?"
         return f"{place(file, feed.line)}: {exc}"
     if feed.ended:
         opened = feed.start + _open_quote_line(feed.record, file.delimiter)
         return f'{place(file, opened)}: the quote opened on this line is never closed; end the cell with a "'
-    if "\r" in feed.record[-1].rstrip("\r\n"):
+    if b"\r" in feed.last.rstrip(b"\r"):
         return f"{place(file, feed.line)}: a carriage return inside the line; line ends must be LF or CRLF"
     return f'{place(file, feed.line)}: text after a cell\'s closing quote; inside a quoted cell, write a quote as ""'
 
 
-def _open_quote_line(record: list[str], delimiter: str) -> int:
+def _open_quote_line(record: bytes | bytearray, delimiter: str) -> int:
     """How many lines into the record its unclosed cell starts: after the last whole cell."""
-    cell = re.compile(rf'(?:"(?:[^"]|"")*+"|(?!")[^{delimiter}\n]*+){delimiter}')
-    text = "".join(record)
+    cell = re.compile(rf'(?:"(?:[^"]|"")*+"|(?!")[^{delimiter}\n]*+){delimiter}'.encode())
     at = 0
-    while match := cell.match(text, at):
+    while match := cell.match(record, at):
         at = match.end()
-    return text.count("\n", 0, at)
+    return record.count(b"\n", 0, at)
 
 
 def _header(file: InputFile, records: Iterator[Record]) -> list[str]:
@@ -181,7 +193,7 @@ def _header(file: InputFile, records: Iterator[Record]) -> list[str]:
             f"{place(file, line)}: found one column, {names[0]!r}; between the cells must stand a {sign}, not {min(wrong)!r}"
             " (.csv: commas, .tsv: tabs)"
         )
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, times in Counter(names).items() if times > 1)
     if twice:
-        raise InputError(f"{place(file, line)}: column names must differ; more than once: {', '.join(twice)}")
+        raise InputError(f"{place(file, line)}: column names must differ; more than once: {listed(twice)}")
     return names

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.errors import InputError
+from pipeline.visible import visible
 
 Format = Literal["jsonl", "parquet", "csv"]
 Compression = Literal["gzip", "zstd"]
@@ -34,7 +35,7 @@ class InputFile:
 def shown(path: Path) -> str:
     """``path`` as the user would type it: relative where it lies below the working folder."""
     here = Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+    return visible(str(path.relative_to(here) if path.is_relative_to(here) else path)).replace("\n", "\\n")
 
 
 def place(file: InputFile, index: int) -> str:
@@ -58,7 +59,9 @@ def reading(file: InputFile) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, EOFError, zlib.error, ValueError, NotImplementedError) as exc:
+    except (OSError, EOFError, zlib.error, ValueError, NotImplementedError, MemoryError, LookupError, TypeError) as exc:
+        if isinstance(exc, MemoryError | LookupError | TypeError) and not type(exc).__module__.startswith("pyarrow"):
+            raise  # one of ours
         if isinstance(exc, OSError) and exc.errno:
             raise InputError(f"{shown(file.path)}: {os.strerror(exc.errno)}; check the path and its rights") from exc
         detail = " ".join(str(exc).split()).rstrip(".")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,22 +75,30 @@ def _without_dots(path: Path) -> Path:
     return path.parent.resolve() / path.name if ".." in path.parts else path
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """Input files below ``folder``; links to folders are followed, but none is entered twice."""
+def _walk(folder: Path, *, known: bool = True) -> Iterator[Path]:
+    """Input files below ``folder``, or unless ``known`` all files that a pattern finds; links to folders are followed, but none is entered twice."""
     entered: set[str] = set()
     for root, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
         real = os.path.realpath(root)
-        folders[:] = [] if real in entered else sorted(name for name in folders if not _set_aside(name, folder=True))
+        apart = _set_aside if known else _hidden
+        folders[:] = [] if real in entered else sorted(name for name in folders if not apart(name, folder=True))
         if real not in entered:
-            yield from (Path(root, name) for name in names if _kind(name) and not _set_aside(name))
+            yield from (Path(root, name) for name in names if (_kind(name) or not known) and not apart(name))
         entered.add(real)
 
 
+def _hidden(name: str, *, folder: bool = False) -> bool:
+    return name.startswith(".") or (folder and name.endswith(".run"))
+
+
 def _set_aside(name: str, *, folder: bool = False) -> bool:
-    return name.startswith((".", "_")) or (folder and name.endswith(".run"))
+    return name.startswith("_") or _hidden(name, folder=folder)
 
 
 def _matches(pattern: Path, base: Path) -> Iterator[Path]:
+    if "**" in pattern.parts:
+        yield from _matches_below(base / pattern)
+        return
     # Path.glob would match hidden names and take no absolute pattern.
     for match in glob.glob(str(pattern), root_dir=base, recursive=True):  # noqa: PTH207 - Path.glob knows no root_dir here
         # A wildcard must not feed the results of earlier runs back in; a run folder spelled out is meant.
@@ -97,7 +107,29 @@ def _matches(pattern: Path, base: Path) -> Iterator[Path]:
             yield base / match
 
 
+def _matches_below(pattern: Path) -> Iterator[Path]:
+    """``**``: glob goes round in links to folders that hold them; here none is entered twice."""
+    at = pattern.parts.index("**")
+    tops = glob.glob(str(Path(*pattern.parts[:at])))  # noqa: PTH207 - hidden names are passed over here
+    signs = ["(?:[^/]+/)*" if part == "**" else _as_regex(part) + "/" for part in pattern.parts[at:-1]]
+    last = pattern.parts[-1]
+    whole = re.compile("".join(signs) + ("[^/]+" if last == "**" else _as_regex(last)))
+    for top in tops:
+        for path in _walk(Path(top), known=False):
+            if whole.fullmatch(path.relative_to(top).as_posix()):
+                yield path
+
+
+def _as_regex(part: str) -> str:
+    """One part of a pattern: no sign in it stands for the slash."""
+    return fnmatch.translate(part).removesuffix(r"\Z").replace("(?s:.*", "(?s:[^/]*").replace(".*", "[^/]*")
+
+
 def _input_file(path: Path) -> InputFile:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{shown(path)}: the name is not UTF-8, so that no journal can hold it; rename it") from None
     kind = _kind(path.name)
     if kind is None:
         also = "; a JSON document becomes JSON Lines with: jq -c '.[]'" if path.suffix.lower() == ".json" else ""

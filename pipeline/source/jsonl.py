@@ -12,6 +12,7 @@ from pipeline.jsonio import loads
 from pipeline.source.file import InputFile, OnError, place, refuse, shown
 from pipeline.source.lines import blocks
 
+BLANK = 16
 ADVICE = "each line must hold one whole JSON object (jq -c . writes them so)"
 
 
@@ -68,6 +69,10 @@ def _object(line: bytes) -> dict[str, Any]:
 
 def _opened(file: InputFile, lines: list[bytes]) -> bool:
     """Whether the file's first record is in ``lines``; a bracket there is a whole document, not a record."""
+    if (
+        not b"".join(lines[:BLANK]).strip() and not b"".join(lines).strip()
+    ):  # blank lines by the million are passed at once
+        return False
     opening = next((line for line in lines if line.strip()), b"")
     if opening.lstrip().startswith(b"["):
         raise InputError(f"{shown(file.path)}: a JSON array, not JSON Lines; convert it with: jq -c '.[]'")
@@ -76,6 +81,8 @@ def _opened(file: InputFile, lines: list[bytes]) -> bool:
 
 def _trimmed(file: InputFile, lines: list[bytes], first: int, start: int) -> LineChunk:
     begin, end = max(0, start - first), len(lines)
+    if not lines[0] and not any(lines):
+        return LineChunk(file=file, first=first, lines=[])
     while end > begin and not lines[end - 1].strip():
         end -= 1
     while begin < end and not lines[begin].strip():

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.source import values
+from pipeline.source.batches import Batches
 from pipeline.source.file import InputFile, OnError, place, reading, refuse, shown
-
-BATCH_BYTES = 16 << 20
+from pipeline.visible import listed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,14 +74,18 @@ def chunks(file: InputFile, *, size: int, start: int, columns: Sequence[str] | N
         picked = names if columns is None else _picked(file, names, columns)
         plan = [values.column(parquet.schema_arrow.field(name)) for name in picked]
         groups, first = _groups(parquet.metadata, start)
-        for batch in parquet.iter_batches(
-            batch_size=_fitting(parquet.metadata, size), row_groups=groups, columns=picked, use_threads=False
-        ):
-            skip = min(max(0, start - first), batch.num_rows)
-            if skip < batch.num_rows:
-                # Arrow also gives "a.b" of a struct "a" when asked for a column that is called "a.b".
-                yield BatchChunk(file=file, first=first + skip, batch=batch.slice(skip).select(picked), plan=plan)
-            first += batch.num_rows
+        with closing(Batches(file, parquet.metadata, parquet.schema, picked)) as batches:
+            for batch in _batches(parquet, groups, picked, lambda group: batches.rows(group, size)):
+                skip = min(max(0, start - first), batch.num_rows)
+                if skip < batch.num_rows:
+                    # Arrow also gives "a.b" of a struct "a" when asked for a column that is called "a.b".
+                    yield BatchChunk(file=file, first=first + skip, batch=batch.slice(skip).select(picked), plan=plan)
+                first += batch.num_rows
+
+
+def _batches(parquet: Any, groups: list[int], columns: list[str], rows: Callable[[int], int]) -> Iterator[Any]:
+    for group in groups:
+        yield from parquet.iter_batches(batch_size=rows(group), row_groups=[group], columns=columns, use_threads=False)
 
 
 def arrow_schema(file: InputFile) -> Any:
@@ -102,16 +107,17 @@ def _opened(file: InputFile) -> Iterator[Any]:
 
 def _checked_names(file: InputFile, schema: Any) -> list[str]:
     names: list[str] = schema.names
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, times in Counter(names).items() if times > 1)
     if twice:
-        raise InputError(f"{shown(file.path)}: column names must differ; more than once: {', '.join(twice)}")
+        raise InputError(f"{shown(file.path)}: column names must differ; more than once: {listed(twice)}")
     return names
 
 
 def _picked(file: InputFile, names: list[str], columns: Sequence[str]) -> list[str]:
-    missing = [name for name in columns if name not in names]
+    there = set(names)
+    missing = [name for name in columns if name not in there]
     if missing:
-        raise InputError(f"{shown(file.path)}: no column {missing[0]!r}; there are: {', '.join(names)}")
+        raise InputError(f"{shown(file.path)}: no column {missing[0]!r}; there are: {listed(names)}")
     return list(dict.fromkeys(columns))
 
 
@@ -121,10 +127,3 @@ def _groups(metadata: Any, start: int) -> tuple[list[int], int]:
     while groups and first + metadata.row_group(groups[0]).num_rows <= start:
         first += metadata.row_group(groups.pop(0)).num_rows
     return groups, first
-
-
-def _fitting(metadata: Any, size: int) -> int:
-    """Rows per batch: fewer than ``size`` where rows are large (images), so that memory stays bounded."""
-    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    row_bytes = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
-    return max(1, min(size, BATCH_BYTES // max(1, row_bytes)))

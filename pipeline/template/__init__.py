@@ -19,6 +19,7 @@ from pipeline.jsonio import dumps, loads
 from pipeline.records import CHAT, COMPLETIONS, EMBEDDINGS, Row
 from pipeline.template.images import Images
 from pipeline.template.text import Text, environment_for, kind_of, no_column
+from pipeline.visible import listed
 
 __all__ = ["BATCH_KEYS", "Composed", "Images", "Template", "spec_digest"]
 
@@ -100,13 +101,13 @@ class Template:
                 return "images", self._from_image
             raise TemplateError(
                 "request.prompt is missing (or -p TEMPLATE): embeddings are made of one text a row, and the input has no "
-                f"column 'prompt'; its columns are: {', '.join(sorted(columns))}"
+                f"column 'prompt'; its columns are: {listed(sorted(columns))}"
             )
         if "messages" in columns:
             return "messages", self._from_messages
         raise TemplateError(
             "request.prompt is missing (or -p TEMPLATE): the input has no column 'prompt' or 'messages'; "
-            f"its columns are: {', '.join(sorted(columns))}"
+            f"its columns are: {listed(sorted(columns))}"
         )
 
     def compose(self, row: Row, folder: Path | None = None, *, whole: bool = True) -> Composed:

@@ -8,22 +8,28 @@ import re
 from collections.abc import Collection
 from datetime import date, time, timedelta
 from decimal import Decimal
-from typing import Any, NoReturn
+from functools import partial
+from typing import Any
 
 import jinja2
 import jinja2.exceptions
 import jinja2.meta
 import jinja2.nodes
 import jinja2.runtime
-import jinja2.sandbox
 import jinja2.utils
 
 from pipeline.errors import RowError, TemplateError
 from pipeline.jsonio import dumps
+from pipeline.template.bounds import Bounded
+from pipeline.template.meter import STEPS, Meter
+from pipeline.visible import listed
 
 _MISFITS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError, MemoryError)
 _BRACES = re.compile(r"\{\s*(\w+)\s*\}")
 _FROM_FILES = (jinja2.nodes.Include, jinja2.nodes.Import, jinja2.nodes.FromImport, jinja2.nodes.Extends)
+_NAMES = (jinja2.nodes.Name, jinja2.nodes.NSRef)
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # another one each time, and so another row
+WORDS_CHARACTERS = 300
 _WRITABLE = (str, int, float, Decimal, date, time, timedelta, list, tuple, dict, jinja2.Undefined)
 
 
@@ -63,32 +69,34 @@ class Null(jinja2.Undefined):
         return "None"  # as it looks inside a struct or a list that is written whole
 
 
-class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """Data first: ``{{ s.items }}`` is the member of that name, not a method of Python's. What is unsafe raises at once."""
+class Environment(Bounded):
+    """Data first: ``{{ s.items }}`` is the member of that name, not a method of Python's."""
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         if isinstance(obj, dict) and attribute in obj:
             return obj[attribute]
         return super().getattr(obj, attribute)
 
-    def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:
-        raise jinja2.exceptions.SecurityError(f"{attribute!r} of {kind_of(obj)} is not for templates")
-
 
 def environment_for(columns: Collection[str]) -> Environment:
     """Where the texts of one job are compiled; ``columns`` are the names that the rows have."""
-    environment = Environment(undefined=Null, finalize=_finalize, keep_trailing_newline=True, autoescape=False)
+    environment = Environment(undefined=Null, keep_trailing_newline=True, autoescape=False)
+    environment.finalize = partial(_finalize, environment.meter)
     environment.tests["none"] = lambda value: value is None or isinstance(value, Null)
     environment.filters["tojson"] = _tojson
     # Chance has no place here: a request is composed more than once, and is known by its fingerprint.
     del environment.filters["random"], environment.globals["lipsum"]
+    environment.seal()
     for name in columns:
         environment.globals.pop(name, None)  # a column called "range" is no function in rows that lack it
     return environment
 
 
-def _finalize(value: Any) -> Any:
+def _finalize(meter: Meter, value: Any) -> Any:
+    if type(value) is str:
+        return value
     if isinstance(value, _WRITABLE):
+        meter.walk(value)  # a list is written with all that is in it
         return value
     if value is None:
         raise RowError("null_field", "a value that the template writes is null; say what to write then: {{ x or '' }}")
@@ -131,9 +139,19 @@ class Text:
     def __init__(self, environment: Environment, what: str, text: str, columns: Collection[str]) -> None:
         try:
             tree = environment.parse(text)
-            self._template = environment.from_string(text)
+            self._template = environment.template(text)
         except jinja2.TemplateSyntaxError as exc:
             raise TemplateError(f"request.{what}, line {exc.lineno}: {exc.message}") from None
+        except (
+            SyntaxError,
+            ValueError,
+            ArithmeticError,
+            RecursionError,
+            MemoryError,
+        ) as exc:  # what Python cannot compile
+            raise TemplateError(
+                f"request.{what}: too large or too deeply nested for a template ({_words(exc)})"
+            ) from exc
         for node in tree.find_all(_FROM_FILES):
             raise TemplateError(
                 f"request.{what}, line {node.lineno}: a prompt is one template: no include, import, extends"
@@ -145,27 +163,38 @@ class Text:
             _check_braces(text, columns)
         for name in self._names:
             if name not in columns and name != "row" and name not in environment.globals:
-                line = min(node.lineno for node in tree.find_all(jinja2.nodes.Name) if node.name == name)
+                line = min(
+                    (node.lineno for node in tree.find_all(_NAMES) if getattr(node, "name", "") == name), default=1
+                )
                 raise TemplateError(f"request.{what}, line {line}: {no_column(name, columns)}")
 
     def render(self, data: dict[str, Any]) -> str:
         """The text for one row. Raises ``RowError``."""
-        names = {name: _with_nulls(data[name], name) for name in self._names if name in data}
-        if "row" in self._names:
-            names.setdefault("row", _with_nulls(data, "row"))
+        self._environment.meter.left = STEPS
         try:
+            names = {name: _with_nulls(data[name], name) for name in self._names if name in data}
+            if "row" in self._names:
+                names.setdefault("row", _with_nulls(data, "row"))
             return self._written({**self._globals, **names})
         except jinja2.TemplateError as exc:
-            raise RowError("template_error", f"the template does not fit this row: {exc.message}") from exc
+            raise RowError("template_error", f"the template does not fit this row: {_words(exc)}") from exc
         except _MISFITS as exc:
-            words = str(exc) or type(exc).__name__
-            raise RowError("template_error", f"the template does not fit this row: {words}") from exc
+            raise RowError("template_error", f"the template does not fit this row: {_words(exc)}") from exc
 
     def _written(self, names: dict[str, Any]) -> str:
         """What ``Template.render`` does, but for the two sets and a map that it makes anew of the globals each time."""
         template = self._template
         context = jinja2.runtime.new_context(self._environment, template.name, template.blocks, names, shared=True)
         return self._environment.concat(template.root_render_func(context))
+
+
+def _words(exc: BaseException) -> str:
+    if isinstance(exc, RecursionError):
+        return "nested too deeply"
+    return (
+        _ADDRESS.sub("", str(exc)).partition("\n")[0].partition(" (<template>")[0][:WORDS_CHARACTERS]
+        or type(exc).__name__
+    )
 
 
 def _check_braces(text: str, columns: Collection[str]) -> None:
@@ -182,7 +211,7 @@ def no_column(name: str, columns: Collection[str]) -> str:
     """What to tell about a name that is no column."""
     close = difflib.get_close_matches(name, columns, n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
-    return f"the input has no column {name!r}{hint}; its columns are: {', '.join(sorted(columns))}"
+    return f"the input has no column {name!r}{hint}; its columns are: {listed(sorted(columns))}"
 
 
 def kind_of(value: Any) -> str:
