@@ -61,9 +61,9 @@ _DOUBTS = (
         "SELECT custom_id FROM attempt WHERE code = 'killed' AND NOT lost",
     ),
     (
-        "the row {!r} was cut off in run {}, which is not the run of its call id",
-        "SELECT a.custom_id, a.run FROM attempt a JOIN run r ON r.run = a.run "
-        "WHERE a.code = 'killed' AND a.call_id NOT LIKE r.name || '-%'",
+        "the row {!r} was cut off in run {}, but its call id is of another run",
+        "SELECT a.custom_id, a.run FROM attempt a JOIN run r ON r.run <> a.run AND a.call_id LIKE r.name || '-%' "
+        "WHERE a.code = 'killed'",
     ),
 )
 _TIMES = (
