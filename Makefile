@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 REAL := .venv-litellm
 LITELLM_PACKAGE ?= litellm[proxy]
+# Two files of tests at a time: many wait for windows of a minute.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 .DEFAULT_GOAL := help
 
 .PHONY: help setup demo test test-fast test-crash test-power test-real bench bench-check soak lint clean
@@ -40,11 +42,11 @@ lint: $(VENV)/.test  ## ruff and mypy
 	$(BIN)/mypy
 
 test: lint  ## the whole suite
-	$(BIN)/python -m pytest -m 'not real'
+	$(PYTEST) -m 'not real'
 	@$(MAKE) --no-print-directory test-real
 
 test-fast: lint  ## the suite without its slow parts: under 3 minutes
-	$(BIN)/python -m pytest -m 'not slow and not real'
+	$(PYTEST) -m 'not slow and not real'
 
 test-crash: $(VENV)/.test  ## the crash matrix (12 minutes): over 300 kill -9; PIPELINE_CRASH_SEED=N plays one again
 	PIPELINE_CRASH=full $(BIN)/python -m pytest -s tests/test_crash.py
