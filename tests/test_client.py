@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
@@ -13,7 +15,9 @@ from pipeline import client as client_module
 from pipeline.client import Client, Connection, is_loopback
 from pipeline.records import Reply
 from pipeline.session import failure_of
-from pipeline.wire import KEEP_ALIVE_S
+from pipeline.wire import KEEP_ALIVE_S, Wire
+from pipeline.wire.connection import HttpConnection
+from pipeline.wire.incoming import Incoming
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 13\r\n\r\n" + b'{"fine":true}'
@@ -305,3 +309,168 @@ def test_the_ip_version_can_be_forced(monkeypatch: pytest.MonkeyPatch, version: 
             return await client.send("/x", b"{}", {})
 
     assert (asyncio.run(main()).status == 200) == works
+
+
+# ---------------------------------------------------------------- connections that are used again
+
+
+def always(answer: bytes) -> Handler:
+    """A server that answers every request so."""
+
+    async def answering(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                await read_request(reader)
+                writer.write(answer)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return
+        finally:
+            writer.close()
+
+    return answering
+
+
+async def served(handler: Handler, talk: Callable[[Client], Awaitable[Reply]], **reach: Any) -> Reply:
+    """What comes of talking to a server that does as ``handler`` says."""
+    server = await asyncio.start_server(handler, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    given: dict[str, Any] = {"api_key": None, "timeout_s": 5.0, "connect_timeout_s": 2.0, **reach}
+    async with server, Client(Connection(base_url=url, **given)) as client:
+        return await talk(client)
+
+
+def test_what_is_left_of_a_request_is_in_front_of_no_other() -> None:
+    """A gateway may refuse a large body before it has read it, and keep the connection."""
+    heads: list[bytes] = []
+
+    async def refuse_early(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            heads.append(await reader.readuntil(b"\r\n\r\n"))
+            if len(heads) == 1:
+                writer.write(b"HTTP/1.1 413 Too large\r\nContent-Length: 2\r\n\r\n{}")
+                await asyncio.sleep(0.2)
+                heads.append(await reader.readuntil(b"\r\n\r\n"))
+            writer.write(ANSWER)
+            await writer.drain()
+        except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError):
+            return
+        finally:
+            writer.close()
+
+    async def talk(client: Client) -> Reply:
+        first = await client.send("/x", b'{"image":"' + b"x" * 30_000_000 + b'"}', {})
+        assert first.status == 413
+        return await client.send("/y", b"{}", {})
+
+    reply = asyncio.run(served(refuse_early, talk))
+    assert reply.json == {"fine": True}
+    assert heads[-1].startswith(b"POST /v1/y")
+
+
+def test_a_late_cancel_breaks_nobody_elses_connection() -> None:
+    """Its reply is here, and the next one may be using the connection already."""
+
+    async def talk(client: Client) -> Reply:
+        await once(client)
+        assert isinstance(client._way, Wire)
+        (connection,) = client._way._all
+        seconds: list[asyncio.Task[Reply]] = []
+
+        def cancel_the_first(free: HttpConnection) -> None:
+            """The moment between a reply and whoever waited for it."""
+            put_back(free)
+            first.cancel()
+            seconds.append(asyncio.create_task(once(client)))
+
+        put_back, connection._free = connection._free, cancel_the_first
+        first = asyncio.create_task(once(client))
+        while not seconds:
+            await asyncio.sleep(0)
+        connection._free = put_back
+        return await seconds[0]
+
+    assert asyncio.run(served(always(ANSWER), talk)).json == {"fine": True}
+
+
+def test_a_reply_that_we_cut_is_not_taken_for_a_whole_one() -> None:
+    async def half(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n{"half":1}')
+        try:
+            await writer.drain()
+            await reader.read()
+        except ConnectionError:
+            pass
+        finally:
+            writer.close()
+
+    async def talk(client: Client) -> Reply:
+        waiting = asyncio.create_task(once(client))
+        await asyncio.sleep(0.2)
+        await client.drop()
+        return await waiting
+
+    reply = asyncio.run(served(half, talk))
+    assert reply.failure is not None
+    assert (reply.failure.code, reply.failure.sent) == ("disconnected", True)
+
+
+def test_a_name_is_looked_up_once_for_all_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    look_up, asked = socket.getaddrinfo, []
+
+    def slowly(host: str, *more: Any, **named: Any) -> Any:
+        if host != "gateway.test":
+            return look_up(host, *more, **named)
+        asked.append(host)
+        time.sleep(0.1)
+        return look_up("127.0.0.1", *more, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slowly)
+
+    async def main() -> list[Reply]:
+        answer = ANSWER.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
+        server = await asyncio.start_server(always(answer), "127.0.0.1", 0)
+        url = f"http://gateway.test:{server.sockets[0].getsockname()[1]}/v1"
+        connection = Connection(base_url=url, api_key=None, timeout_s=5, connect_timeout_s=2)
+        async with server, Client(connection) as client:
+            return [*await asyncio.gather(*(once(client) for _ in range(50))), await once(client)]
+
+    replies = asyncio.run(main())
+    assert [reply.json for reply in replies] == [{"fine": True}] * 51
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("host", ["gateway..example", "x" * 64 + ".example"])
+def test_a_name_that_cannot_be_one_was_never_sent(host: str) -> None:
+    async def main() -> Reply:
+        connection = Connection(base_url=f"http://{host}/v1", api_key=None, timeout_s=5, connect_timeout_s=2)
+        async with Client(connection) as client:
+            return await once(client)
+
+    reply = asyncio.run(main())
+    assert reply.failure is not None
+    assert not reply.failure.sent
+
+
+def test_no_header_can_be_two() -> None:
+    with pytest.raises(ValueError, match="end of a line"):
+        Wire("http://h/v1", {"Authorization": "Bearer x\r\nX-More: y"}, max_reply_bytes=1000)
+
+
+@pytest.mark.parametrize("close", [b"", b"Connection: close\r\n"], ids=["idle", "closed"])
+def test_a_body_is_not_held_by_a_connection_that_is_done(close: bytes) -> None:
+    async def talk(client: Client) -> Reply:
+        gc.disable()
+        try:
+            reply = await once(client)
+            await asyncio.sleep(0.1)
+            held = [one for one in gc.get_objects() if isinstance(one, Incoming)]
+        finally:
+            gc.enable()
+        assert len(held) == (0 if close else 1)
+        assert all((one.answer, one._body) == (None, b"") for one in held)
+        return reply
+
+    gc.collect()
+    answer = ANSWER.replace(b"\r\n", b"\r\n" + close, 1)
+    assert asyncio.run(served(always(answer), talk)).status == 200

@@ -312,7 +312,8 @@ def _base_url(url: str) -> str:
     try:
         parts = urlsplit(url)
         whole = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:  # a port that is no number, half an IPv6 address
+        (parts.hostname or "").encode("idna")
+    except ValueError:  # a port that is no number, half an IPv6 address, a name with two dots in a row
         whole = False
     if not whole or any(c.isspace() for c in url):
         raise ValueError(f"expected a URL such as https://host/v1, not {url!r}")

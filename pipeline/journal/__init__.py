@@ -29,7 +29,7 @@ from pipeline.journal.writer import Record, Writer
 
 __all__ = [
     "FILE_NAME", "Counts", "Duplicate", "Index", "Journal", "Lock", "Projected", "Projection", "Record", "Recovered", "Reserve",
-    "Totals", "Writer", "bytes_for", "copies", "left_in", "lost", "reader", "sentences", "whole",
+    "Totals", "Writer", "bytes_for", "copies", "is_booked", "left_in", "lost", "reader", "sentences", "whole",
 ]  # fmt: skip
 
 FILE_NAME = "journal.sqlite"
@@ -175,16 +175,7 @@ class Journal:
 
     def cut_off(self) -> list[InFlight]:
         """What is in flight and has no end in the journal."""
-        return [self._full_name(entry) for entry in self.table.left if not self._is_durable(entry)]
-
-    def _is_durable(self, entry: InFlight) -> bool:
-        outcome = self.db.execute(
-            "SELECT 1 FROM outcome WHERE no = ? AND fingerprint = ? AND NOT redo", (entry.index, entry.fingerprint)
-        ).fetchone()
-        attempt = self.db.execute(
-            "SELECT 1 FROM attempt WHERE fingerprint = ? AND call_id = ?", (entry.fingerprint, entry.call_id)
-        ).fetchone()
-        return bool(outcome or attempt)
+        return [self._full_name(entry) for entry in self.table.left if not is_booked(self.db, entry)]
 
     def _full_name(self, entry: InFlight) -> InFlight:
         known = self.db.execute("SELECT custom_id FROM input WHERE no = ?", (entry.index,)).fetchone()
@@ -251,3 +242,14 @@ class Journal:
             "AND no IN (SELECT no FROM input)"
         )
         return cursor.rowcount
+
+
+def is_booked(db: sqlite3.Connection, entry: InFlight) -> bool:
+    """Whether the end of a request that stands in the in-flight table is in the journal all the same."""
+    outcome = db.execute(
+        "SELECT 1 FROM outcome WHERE no = ? AND fingerprint = ? AND NOT redo", (entry.index, entry.fingerprint)
+    ).fetchone()
+    attempt = db.execute(
+        "SELECT 1 FROM attempt WHERE fingerprint = ? AND call_id = ?", (entry.fingerprint, entry.call_id)
+    ).fetchone()
+    return bool(outcome or attempt)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.journal import left_in
+from pipeline.journal import is_booked, left_in
 from pipeline.verify.report import AGAIN, Proof
 
 DAY_S = 86_400.0  # clocks are set, and machines have several
@@ -18,7 +18,7 @@ NAMED = 5
 def killed(db: sqlite3.Connection, folder: Path, proof: Proof) -> None:
     """A run that was killed is no damage: the next one names and books what was in flight."""
     last = db.execute("SELECT run, started_at, ended_at FROM run ORDER BY run DESC LIMIT 1").fetchone()
-    left = left_in(folder / "inflight")
+    left = [entry for entry in left_in(folder / "inflight") if not is_booked(db, entry)]
     proof.counted("runs", int(db.execute("SELECT count(*) FROM run").fetchone()[0]))
     if last is None:
         return

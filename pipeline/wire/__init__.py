@@ -7,10 +7,12 @@ leaves open: whether a request was sent, whether its reply had begun. Where a pr
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
 from collections.abc import Mapping
 from contextlib import suppress
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 import aiohappyeyeballs
@@ -22,6 +24,7 @@ from pipeline.wire.incoming import Answer
 
 __all__ = ["KEEP_ALIVE_S", "Answer", "Times", "Wire"]
 
+ADDRESSES_LAST_S = 60.0
 NEXT_ADDRESS_S = 0.25  # until the next of a host's addresses is tried, too: IPv6 is often there and broken
 _SAFE_IN_PATH = "/%:@!$&'()*+,;=~-._"
 
@@ -53,6 +56,9 @@ class Wire:
         named = named if self._port == standard else f"{named}:{self._port}"
         every = {"Host": named, "Accept": "*/*", "Accept-Encoding": "gzip, deflate"}
         self._headers = _lines({**every, **headers})
+        self._addresses: list[Any] = []
+        self._looked_up_at = 0.0
+        self._looking_up: asyncio.Task[list[Any]] | None = None
         self._idle: list[HttpConnection] = []  # the latest last: so those that are too many grow old
         self._all: set[HttpConnection] = set()
 
@@ -68,14 +74,12 @@ class Wire:
             connection = made
         length = f"Content-Length: {len(body)}\r\n" if body else ""
         head = f"{method} {self._path}{path} HTTP/1.1\r\n{self._headers}{_lines(headers)}{length}\r\n"
-        try:
-            return await connection.sent(head.encode(), body, times, events=events)
-        except asyncio.CancelledError:
-            connection.abort()
-            raise
+        return await connection.sent(head.encode(), body, times, events=events)
 
     async def close(self) -> None:
         """Break every connection: whoever waits for a reply is told."""
+        if self._looking_up is not None:
+            self._looking_up.cancel()
         for connection in list(self._all):
             connection.abort()
             await connection.closed.wait()
@@ -102,16 +106,18 @@ class Wire:
         except socket.gaierror as exc:
             return never_sent("dns_failed", f"the name {self._host} is not known ({exc.strerror})")
         except ssl.SSLError as exc:
-            return never_sent("tls_failed", getattr(exc, "verify_message", "") or exc.reason or str(exc))
-        except OSError as exc:
-            return never_sent("connect_failed", f"{self._host}:{self._port}: {exc.strerror or exc}")
+            words = getattr(exc, "verify_message", "") or getattr(exc, "reason", "") or str(exc)
+            return never_sent("tls_failed", words)
+        except (OSError, RuntimeError, ValueError) as exc:  # uvloop and idna have errors of their own
+            self._addresses = []
+            why = os.strerror(exc.errno) if isinstance(exc, OSError) and exc.errno else str(exc) or type(exc).__name__
+            return never_sent("connect_failed", f"{self._host}:{self._port}: {why}")
         return connection
 
     async def _connect(self) -> HttpConnection:
         loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(self._host, self._port, family=self._family, type=socket.SOCK_STREAM)
         plug = await aiohappyeyeballs.start_connection(
-            found, happy_eyeballs_delay=NEXT_ADDRESS_S, interleave=1, loop=loop
+            await self._looked_up(loop), happy_eyeballs_delay=NEXT_ADDRESS_S, interleave=1, loop=loop
         )
         try:
             _, connection = await loop.create_connection(
@@ -126,9 +132,37 @@ class Wire:
         self._all.add(connection)
         return connection
 
+    async def _looked_up(self, loop: asyncio.AbstractEventLoop) -> list[Any]:
+        """The host's addresses: asked for once, however many connections are being made, and again after a minute."""
+        if self._addresses and loop.time() - self._looked_up_at < ADDRESSES_LAST_S:
+            return self._addresses
+        if self._looking_up is None:
+            self._looking_up = loop.create_task(self._look_up(loop), name="addresses")
+            self._looking_up.add_done_callback(_heard)  # also where nobody waits any more
+        return await asyncio.shield(self._looking_up)
+
+    async def _look_up(self, loop: asyncio.AbstractEventLoop) -> list[Any]:
+        try:
+            self._addresses = await loop.getaddrinfo(
+                self._host, self._port, family=self._family, type=socket.SOCK_STREAM
+            )
+            self._looked_up_at = loop.time()
+        finally:
+            self._looking_up = None
+        return self._addresses
+
+
+def _heard(task: asyncio.Task[list[Any]]) -> None:
+    if not task.cancelled():
+        task.exception()
+
 
 def _lines(headers: Mapping[str, str]) -> str:
-    return "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    """Raises ``ValueError`` for a header that would be two."""
+    lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    if lines.count("\n") != len(headers) or lines.count("\r") != len(headers):
+        raise ValueError("a header holds the end of a line")
+    return lines
 
 
 def _tls() -> ssl.SSLContext:

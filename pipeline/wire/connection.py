@@ -65,10 +65,17 @@ class HttpConnection(asyncio.Protocol):
             self._transport.write(head + body)
         else:
             self._transport.writelines((head, body))
-        return await self._waiter
+        waiter = self._waiter
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            if self._waiter is waiter:  # else its reply is here, and somebody else may be using the connection by now
+                self.abort()
+            raise
 
     def abort(self) -> None:
-        """Break it."""
+        """Break it: who waits for a reply gets none, however much of it is here."""
+        self._settle(disconnected("it was broken off here"))
         self._transport.abort()
 
     # what asyncio tells
@@ -90,11 +97,13 @@ class HttpConnection(asyncio.Protocol):
             self.abort()
         elif incoming.answer is not None:
             self._settle(incoming.answer)
-            if incoming.keeps:
+            incoming.answer = None  # an idle connection holds no body
+            # A reply that came before its request was out leaves the rest of that in front of the next one.
+            if incoming.keeps and self._transport.get_write_buffer_size() == 0:
                 self._idle_since = self._heard_at
                 self._free(self)
             else:
-                self._transport.close()
+                self.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It is closed."""
@@ -104,6 +113,7 @@ class HttpConnection(asyncio.Protocol):
             if exc is None:
                 self._incoming.closed()
             self._settle(self._incoming.trouble or self._incoming.answer or self._broken(exc))
+        self._incoming.forget()
         self._gone(self)
         self.closed.set()
 

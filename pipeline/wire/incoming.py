@@ -52,11 +52,11 @@ class Incoming:
 
     def _begin(self) -> None:
         self._headers: dict[str, str] = {}
-        self._pieces: list[bytes] = []
+        self._body: bytes | bytearray = b""
         self._events: Assembly | None = None
         self._unpacked: Unpacked | None = None
         self._status = self._size = self._head_bytes = 0
-        self._head_done = self._ends_with_connection = False
+        self._head_done = self._chunked = self._ends_with_connection = False
 
     def feed(self, data: bytes) -> None:
         """Some bytes."""
@@ -77,6 +77,11 @@ class Incoming:
         if self._head_bytes > MAX_HEAD_BYTES:
             self.trouble = malformed(f"headers of more than {MAX_HEAD_BYTES:,} bytes")
 
+    def forget(self) -> None:
+        """Nothing more comes. Parser and this hold each other: a body must not wait for the garbage collector."""
+        self.answer, self._body = None, b""
+        del self._parser
+
     def closed(self) -> None:
         """The connection was closed in good order: so end some replies, others are cut."""
         if self._ends_with_connection and self.answer is None:
@@ -93,23 +98,24 @@ class Incoming:
         """A header; behind the body it is a trailer, which says nothing of what we need."""
         if b"\0" in value:
             self.trouble = malformed("a header with a NUL")
-        if not self._head_done:
-            self._headers.setdefault(name.decode("latin-1").lower(), value.decode("utf-8", "surrogateescape"))
-        else:
+        if self._head_done:
             self._count_head(len(name) + len(value))
+            return
+        known = name.decode("latin-1").lower()
+        self._headers.setdefault(known, value.decode("utf-8", "surrogateescape"))
+        if known == "transfer-encoding":  # it may stand on several lines
+            self._chunked = self._chunked or b"chunked" in value.lower()
 
     def on_headers_complete(self) -> None:
         """Now it is known what the body is."""
         self._head_done = True
         headers = self._headers
         self._status = self._parser.get_status_code()
-        if "content-length" not in headers and "chunked" not in headers.get("transfer-encoding", "").lower():
+        if "content-length" not in headers and not self._chunked:
             self._ends_with_connection = self._status >= 200
         if self._status < 100:
             self.trouble = malformed(f"a status of {self._status}")
-        if (
-            headers.get("content-encoding", "").strip().lower() in PACKED
-        ):  # others nobody asked for: most are no encodings
+        if headers.get("content-encoding", "").strip().lower() in PACKED:  # nobody asked for others: most are none
             self._unpacked = Unpacked()
         if self._asks_events and headers.get("content-type", "").partition(";")[0].strip().lower() == EVENTS:
             self._events = Assembly()
@@ -124,11 +130,15 @@ class Incoming:
             self._size += len(data)
             if self._size > self._most:
                 self.trouble = too_large(self._most)
-                self._pieces.clear()
-            elif self._events is None:
-                self._pieces.append(data)
-            else:
+                self._body = b""
+            elif self._events is not None:
                 self._events.feed(data)
+            elif not self._body:
+                self._body = data  # most bodies come in one piece
+            else:
+                if isinstance(self._body, bytes):
+                    self._body = bytearray(self._body)
+                self._body += data
         except zlib.error as exc:
             self.trouble = malformed(f"its body cannot be unpacked ({exc})")
         except ValueError as exc:
@@ -142,6 +152,5 @@ class Incoming:
         self.keeps = not self._ends_with_connection and self._parser.should_keep_alive()
         if self._unpacked is not None and self._unpacked.is_cut and self.trouble is None:
             self.trouble = malformed("its packed body ends too early")
-        pieces, self._pieces = self._pieces, []
-        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        body, self._body = bytes(self._body), b""
         self.answer = Answer(status=self._status, headers=self._headers, body=body, events=self._events)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 
+MOST_MEMBERS = 100  # each copies what is left of the body
 PACKED = frozenset({"gzip", "x-gzip", "deflate"})
 _GZIP_OR_ZLIB = 47  # zlib's word for "see which of the two it is"
 _DEFLATED, _GZIP_BEGINS = 8, 0x1F  # first bytes: the low half of zlib's, the whole of gzip's
@@ -15,6 +16,7 @@ class Unpacked:
     def __init__(self) -> None:
         self._inflate = zlib.decompressobj(_GZIP_OR_ZLIB)
         self._begun = False
+        self._members = 1
 
     @property
     def is_cut(self) -> bool:
@@ -30,6 +32,9 @@ class Unpacked:
         size = len(parts[0])
         while self._inflate.eof and self._inflate.unused_data and size <= most:  # joined archives
             rest, self._inflate = self._inflate.unused_data, zlib.decompressobj(_GZIP_OR_ZLIB)
+            self._members += 1
+            if self._members > MOST_MEMBERS:
+                raise zlib.error(f"more than {MOST_MEMBERS} archives in one")
             parts.append(self._inflate.decompress(rest, most + 1 - size))
             size += len(parts[-1])
         return b"".join(parts)
