@@ -17,8 +17,12 @@ def last_words(summary: Summary, *, again: str) -> str:
     if summary.exit_code in (0, 3):
         if summary.results:
             lines.append(f"Results: {summary.results}")
-        if summary.failed > summary.accepted:
+        if summary.unsent:
+            rows = "They" if summary.unsent == summary.failed else f"{summary.unsent:,} of them"
+            lines.append(f"{rows} never became requests: mend the template or the data, then: {again}")
+        if summary.failed - summary.unsent > summary.accepted:
             lines.append(f"Try the failed rows again: {again} --retry-failed")
+        if summary.failed > summary.accepted:
             lines.append(f"Or accept them as they are: {again} --accept-failed")
     else:
         if summary.trouble:

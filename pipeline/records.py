@@ -291,6 +291,7 @@ class Summary:
     pending: int
     reused: int = 0
     accepted: int = 0
+    unsent: int = 0
     new: int = 0
     changed: int = 0
     kept: int = 0

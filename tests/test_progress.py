@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
+from conftest import write_jsonl
 
+from pipeline import Job, run
 from pipeline.ending import last_words
 from pipeline.progress import Activity, Snapshot, Tally, number
 from pipeline.records import Summary
@@ -60,3 +63,17 @@ def test_the_next_command_does_not_promise_what_it_cannot(code: int, words: str)
     assert words in text
     assert "The gateway was away for 1 min 0 s, from" in text
     assert "(http_500: a b)" in text
+
+
+def test_rows_that_never_were_requests_are_not_to_be_tried_again_as_they_are(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "in.jsonl", [{"text": None}, {"text": "fine"}])
+    settings = {
+        "input.path": str(tmp_path / "in.jsonl"), "output.path": str(tmp_path / "out.jsonl"), "gateway.preset": "simulator",
+        "model": "sim/echo", "request.prompt": "{{ text }}",
+    }  # fmt: skip
+    summary = run(Job.load(None, overrides=settings))
+    assert (summary.failed, summary.unsent) == (1, 1)
+    words = last_words(summary, again="pipeline run x")
+    assert "They never became requests: mend the template or the data, then: pipeline run x" in words
+    assert "--retry-failed" not in words
+    assert "pipeline run x --accept-failed" in words

@@ -213,6 +213,14 @@ def parquet_cell(folder: Folder) -> None:
     pq.write_table(table.set_column(at, table.field(at), pa.array(costs)), folder.output)
 
 
+def parquet_time(folder: Folder) -> None:
+    """A flipped bit may make of a time one that Python has not."""
+    table = pq.read_table(folder.output)
+    times = pa.array([2**62] * table.num_rows, pa.int64()).cast(table.schema.field("completed_at").type)
+    at = table.schema.get_field_index("completed_at")
+    pq.write_table(table.set_column(at, table.schema.field(at), times), folder.output)
+
+
 def parquet_rows(change: Callable[[pa.Table], pa.Table]) -> Callable[[Folder], None]:
     return lambda folder: pq.write_table(change(pq.read_table(folder.output)), folder.output)
 
@@ -343,6 +351,7 @@ SAYS: list[tuple[str, str, Callable[[Folder], object], int, str]] = [
     ("the head of CSV", "csv", lines(lambda rows: [rows[0].replace(b"cost_unit", b"cost_unxt"), *rows[1:]]), 6, "row 0 is 'cost_unxt'"),
     ("the end of CSV", "csv", lines(lambda rows: rows[:-1]), 6, "ends after 9 rows, the journal has more"),
     ("a cell of Parquet", "parquet", parquet_cell, 6, "row 5 is 0.001"),
+    ("a time of Parquet", "parquet", parquet_time, 6, "row 1 is 4611686018427387904"),
     ("rows of Parquet", "parquet", parquet_rows(lambda table: table.slice(1)), 6, "row 1 is 'r1' in the column 'custom_id', the journal says 'r0'"),
     ("the end of Parquet", "parquet", parquet_rows(lambda table: table.slice(0, 8)), 6, "ends after 8 rows, the journal has more"),
     ("more of Parquet", "parquet", parquet_rows(lambda table: pa.concat_tables([table, table])), 6, "has more rows than the journal has for it (10)"),

@@ -91,13 +91,14 @@ class Totals:
 
     ``cost`` has what witnesses cost on top. ``cost_unknown`` counts rows whose last try has no known cost, though it was
     answered or may have been billed; such tries before it are among the ``lost_attempts``. ``reused`` rows were not sent:
-    they have the answer, or the error, of another row that asks the same.
+    they have the answer, or the error, of another row that asks the same. ``unsent`` rows failed before they were requests.
     """
 
     completed: int = 0
     failed: int = 0
     reused: int = 0
     accepted: int = 0
+    unsent: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost: dict[str, float] = field(default_factory=dict)
@@ -115,7 +116,8 @@ SELECT count(*) FILTER (WHERE status = 'succeeded'), count(*) FILTER (WHERE stat
     ifnull(sum(completion_tokens), 0), count(*) FILTER (WHERE cost IS NULL AND (status = 'succeeded' OR lost)),
     count(*) FILTER (WHERE remark = 'empty'), count(*) FILTER (WHERE finish_reason = 'length'),
     count(*) FILTER (WHERE remark = 'refusal'), ifnull(sum(sent), 0), ifnull(sum(lost), 0),
-    count(*) FILTER (WHERE cost_source = 'reused')
+    count(*) FILTER (WHERE cost_source = 'reused'),
+    count(*) FILTER (WHERE status = 'failed' AND NOT sent AND cost_source <> 'reused')
 FROM input i JOIN outcome o ON o.no = i.no
 """
 # Witnesses belong to no row, so to every input.
@@ -142,6 +144,7 @@ def totals(db: sqlite3.Connection) -> Totals:
         failed=row[1],
         reused=row[11],
         accepted=row[2],
+        unsent=row[12],
         prompt_tokens=row[3],
         completion_tokens=row[4],
         cost=cost,

@@ -85,13 +85,22 @@ def _compare(path: Path, wanted: pa.RecordBatch, found: pa.Table | None, before:
             break
         one, other = _plain(column.slice(0, have)), _plain(found.column(name).combine_chunks())
         if not one.equals(other):
-            unlike[name] = one.to_pylist(), other.to_pylist()
+            unlike[name] = _values(one), _values(other)
     for at in range(have):
         pairs = {name: (one[at], other[at]) for name, (one, other) in unlike.items()}
         if any(repr(one) != repr(other) for one, other in pairs.values()):
             raise Misfit(before + at, f"{path} row {before + at + 1:,} {words(pairs)}")
     if have < wanted.num_rows:
         raise Misfit(before + have, f"{path} ends after {before + have:,} rows, the journal has more")
+
+
+def _values(column: Any) -> list[Any]:
+    """As Python has them; times that it has not, as the numbers that stand for them."""
+    try:
+        found: list[Any] = column.to_pylist()
+    except ArithmeticError:
+        found = column.cast(pa.int64()).to_pylist()
+    return found
 
 
 def _plain(column: Any) -> Any:
