@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import re
 import resource
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -27,6 +29,7 @@ from simulated import Simulated, simulated
 
 from pipeline.display import Logged, Silent
 from pipeline.errors import IncompleteError
+from pipeline.footing import Footing
 from pipeline.journal import Journal, reserve
 from pipeline.progress import StatusFile
 from pipeline.records import Completion, Outcome, Request, Usage
@@ -441,6 +444,94 @@ def test_the_reserve_is_room_and_nothing_but_room(tmp_path: Path) -> None:
         assert not held.release_last()
         held.close()
         assert list(disk.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["ext4", "tmpfs"])
+def test_a_reserve_that_grows_takes_no_room_from_a_commit(tmp_path: Path, kind: Kind) -> None:
+    """Allocating more than is free takes all there is before it fails, and a COMMIT may run in that instant."""
+    with small_disk(tmp_path, 24 * MB, kind) as disk:
+        db = sqlite3.connect(disk.folder / "journal.sqlite", isolation_level=None, check_same_thread=False)
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("CREATE TABLE reply (body BLOB)")
+        held, failed = reserve.Reserve(disk.folder), []
+
+        def commits() -> None:
+            try:
+                for _ in range(200):
+                    db.execute("INSERT INTO reply VALUES (?)", (os.urandom(20_000),))
+            except sqlite3.OperationalError as exc:
+                failed.append(exc)
+
+        with closing(db), full(disk, left=14 * MB):
+            held.hold(MB)
+            committing = threading.Thread(target=commits)
+            committing.start()
+            while committing.is_alive():
+                held.try_to_hold(64 * MB)
+            committing.join()
+            assert failed == [], f"{disk.free:,} bytes are free"
+            assert disk.how == "rlimit" or held.held == MB
+            assert disk.how == "rlimit" or disk.free > 4 * MB
+            held.try_to_hold(5 * MB // 4)
+            assert disk.how == "rlimit" or held.held == 5 * MB // 4, "where there is room it grows all the same"
+            held.close()
+
+
+def test_a_reserve_that_once_could_not_grow_does_not_try_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A quota shows only so: what is free on the disk does not tell it."""
+    held, tries = reserve.Reserve(tmp_path), []
+    held.hold(MB)
+
+    def over_quota(*what: int) -> None:
+        tries.append(what)
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    monkeypatch.setattr("pipeline.journal.reserve.os.posix_fallocate", over_quota)
+    held.try_to_hold(2 * MB)
+    held.try_to_hold(3 * MB)
+    assert len(tries) == 1
+    assert held.held == MB
+    held.close()
+
+
+def test_what_the_reserve_has_given_back_it_does_not_take_again(tmp_path: Path) -> None:
+    """While the run drains, its display still asks for a larger reserve."""
+    held = reserve.Reserve(tmp_path)
+    held.hold(2 * MB)
+    assert held.release()
+    held.try_to_hold(2 * MB)
+    assert held.held == reserve.LAST
+    assert held.path.stat().st_size == reserve.LAST
+    held.close()
+
+
+def test_the_index_is_not_counted_among_what_the_rows_take(tmp_path: Path) -> None:
+    """The journal of a first run grows by the index before anything is sent."""
+    with closing(Journal.open(tmp_path, slots=8)) as journal, closing(Footing(journal)) as footing:
+        index = journal.index()
+        index.begin("spec", ["in.jsonl"])
+        with journal.all_or_nothing():
+            rows = ((n, f"row-{n}", n.to_bytes(16, "big")) for n in range(1, 200_001))
+            index.replace_file("in.jsonl", 0, "mark", rows, [])
+        assert journal.path.stat().st_size > 8 * MB
+        journal.start_run()
+        footing.hold(rows_at_once=4, to_send=200_000)
+
+        async def main() -> None:
+            writer = journal.writer(slots=8, kept=lambda _: None)
+            for number in range(1, 9):
+                await writer.keep([large(number, f"call-{number}", 1000)])
+            writer.close()
+            await writer.write()
+
+        asyncio.run(main())
+        needed = footing.needed(left=1000, kept=8)
+        assert needed == pytest.approx(1000 * 1000), "as the replies tell, while the journal has hardly grown"
+        held = journal.reserve.held
+        footing.keep_up(rows_at_once=1000, kept=8)
+        assert journal.reserve.held == held
 
 
 def test_of_a_group_that_does_not_fit_what_fits_is_kept(tmp_path: Path) -> None:
