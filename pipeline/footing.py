@@ -23,7 +23,7 @@ class Footing:
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
         self._folder = journal.path.parent
-        self._began = _size(journal.path)
+        self._began: int | None = None
         self._opened = {name: (self._folder / name).stat() for name in FILES if (self._folder / name).exists()}
         # Such a descriptor, unlike one for reading, takes no lock of SQLite's with it when it is closed.
         self._fd = os.open(journal.path, os.O_PATH | os.O_CLOEXEC) if hasattr(os, "O_PATH") else -1
@@ -70,6 +70,7 @@ class Footing:
 
     def hold(self, *, rows_at_once: int, to_send: int) -> None:
         """Make the reserve, before anything is paid for. Raises ``IncompleteError`` where there is no room for it."""
+        self._began = self._size_without_log()
         rows = min(2 * rows_at_once, to_send)
         self._journal.reserve.hold(bytes_for(rows, history.reply_bytes(self._journal.db)))
 
@@ -87,8 +88,17 @@ class Footing:
         return None if row is None else left * row
 
     def _grown_by(self, kept: int) -> float | None:
+        """Bytes a row of this run; None until the journal tells."""
+        if self._began is None or not kept:
+            return None
         grown = _size(self._journal.path) - self._began
-        return grown / kept if kept and grown > TELLING_BYTES else None
+        return grown / kept if grown > TELLING_BYTES else None
+
+    def _size_without_log(self) -> int:
+        """What the index pass wrote is in the journal by then, not in its log: it is none of what the answers take."""
+        with suppress(PipelineError), sentences(self._journal.path):  # the log has all, whatever the checkpoint meets
+            self._journal.db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        return _size(self._journal.path)
 
 
 def _size(path: Path) -> int:
