@@ -11,9 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from pipeline.errors import LookError, PipelineError
-from pipeline.journal import Journal, bytes_for, history, sentences
+from pipeline.journal import FILE_NAME, Journal, bytes_for, history, sentences
 
-FILES = ("journal.sqlite", "journal.sqlite-wal", "inflight", "lock")
+FILES = (FILE_NAME, f"{FILE_NAME}-wal", "inflight", "lock")
 TELLING_BYTES = 4 << 20  # the journal has grown by more than its log: from then on it tells what a row takes
 
 
@@ -41,17 +41,23 @@ class Footing:
         gone = [name for name, opened in self._opened.items() if not _is_there(self._folder / name, opened)]
         if not gone:
             return None
-        files = "" if FILES[0] in gone and len(gone) > 1 else f" ({', '.join(gone)})"
-        if (place := self._moved_to()) is not None and FILES[0] in gone:
+        files = "" if FILE_NAME in gone and len(gone) > 1 else f" ({', '.join(gone)})"
+        if (place := self._moved_to()) is not None and FILE_NAME in gone:
             return LookError(f"the run folder {self._folder} was moved to {place} while this run worked")
         return LookError(f"the run folder {self._folder}{files} was deleted or replaced while this run worked")
 
     def _moved_to(self) -> Path | None:
-        """Where the journal is now; None when it has no name any more."""
-        if self._fd < 0 or os.fstat(self._fd).st_nlink == 0:
+        """Where the journal is now; None when it has no name any more, or one that is no journal's, or nobody can tell.
+
+        On its own client NFS gives an open file that is deleted such a name (``.nfs...``), and deletes it in the end.
+        """
+        try:
+            if self._fd < 0 or os.fstat(self._fd).st_nlink == 0:
+                return None
+            place = Path(f"/proc/self/fd/{self._fd}").readlink()
+        except OSError:
             return None
-        place = Path(f"/proc/self/fd/{self._fd}").readlink()
-        return place.parent if _is_there(place, self._opened[FILES[0]]) else None
+        return place.parent if place.name == FILE_NAME and _is_there(place, self._opened[FILE_NAME]) else None
 
     def rescue(self) -> tuple[Path, str]:
         """Where the journal is to be found after all, and what to do about it in words."""
