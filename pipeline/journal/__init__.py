@@ -5,16 +5,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import socket
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from pipeline import folders
 from pipeline.boot import boot_id
 from pipeline.errors import RunFolderError
 from pipeline.journal import copies, lost, reader, reserve, store, whole
@@ -92,13 +95,16 @@ class Journal:
                 roll_back(self.db)
 
     def save_to(self, folder: Path) -> None:
-        """Write all of the journal into a new folder, also when its own file has no name any more."""
-        folder.mkdir(mode=0o700, parents=True)
-        copy = store.connect(folder / FILE_NAME, create=True)
+        """Write all of the journal into a new folder, also when its own file has no name any more; or leave no folder."""
+        if folder.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(folder))
+        folders.make_folder(folder, mode=0o700)
         try:
-            self.db.backup(copy)
-        finally:
-            copy.close()
+            with closing(store.connect(folder / FILE_NAME, create=True)) as copy:
+                self.db.backup(copy)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
 
     @property
     def table(self) -> InFlightTable:
