@@ -291,7 +291,7 @@ class Sending:
     def _unwritten(self, snapshot: Snapshot) -> PipelineError | None:
         try:
             self._status.write(snapshot)
-        except IncompleteError as exc:
+        except PipelineError as exc:
             return exc
         return None
 

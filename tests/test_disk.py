@@ -22,11 +22,12 @@ from typing import Any
 import orjson
 import pytest
 from conftest import Ended, clean_environment, read_jsonl, write_jsonl
-from disks import MB, Kind, SmallDisk, small_disk
+from disks import MB, Kind, SmallDisk, command, small_disk
 from filled import answered, job_for, workspace
 from reconcile import bill_of, reconcile
 from simulated import Simulated, simulated
 
+from pipeline.disk import cannot_write, tried
 from pipeline.display import Logged, Silent
 from pipeline.errors import IncompleteError
 from pipeline.footing import Footing
@@ -223,6 +224,66 @@ def test_standard_input_that_does_not_fit(tmp_path: Path, sim: Simulated) -> Non
         assert sim.asked == 0
 
 
+def test_standard_input_that_cannot_be_read_is_not_called_a_full_disk(tmp_path: Path, sim: Simulated) -> None:
+    line = ["run", "-i", "-", "-o", "out.jsonl", "--base-url", sim.url, "-m", "sim/echo", "-p", "{{ text }}"]
+    with Path("/proc/self/mem").open("rb") as broken:  # reading at its begin is an I/O error
+        done = subprocess.run(
+            command(*line),
+            cwd=tmp_path,
+            env=clean_environment(),
+            stdin=broken,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    assert done.returncode == 2, done.stderr
+    assert "cannot read standard input: Input/output error" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sim.asked == 0
+
+
+@pytest.mark.parametrize("kind", ["ext4"])
+def test_a_disk_that_becomes_read_only_while_standard_input_is_kept(tmp_path: Path, sim: Simulated, kind: Kind) -> None:
+    with small_disk(tmp_path, 8 * MB, kind) as disk:
+        line = [word if word != "in.jsonl" else "-" for word in words(sim, disk)]
+        run = subprocess.Popen(
+            disk.command(*line), cwd=tmp_path, env=clean_environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )  # fmt: skip
+        with run:
+            assert run.stdin is not None
+            run.stdin.write(orjson.dumps({"id": "r0", "text": "x" * (1 << 17)}) + b"\n")
+            run.stdin.flush()
+            wait_for(lambda: any((disk.folder / "run").glob("*stdin*.partial")))
+            if disk.how == "ext4":
+                subprocess.run(["mount", "-o", "remount,abort", disk.folder], check=True)
+            else:
+                (disk.folder / "run").rename(tmp_path / "gone")
+            err = run.communicate(timeout=60)[1].decode()
+        assert "Traceback" not in err
+        assert run.returncode == 75, err
+        assert "cannot write what came on standard input to " in err
+        assert sim.asked == 0
+
+
+def test_a_disk_that_answers_nothing_any_more_is_put_into_words_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """These are asked where there is trouble already: another error must not take the place of the first."""
+
+    def stale(*_: object, **__: object) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    full_disk = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.disk.os.statvfs", stale)
+        said = cannot_write(tmp_path / "file", full_disk, what="the journal")
+    assert "No space left on device): how much is free there cannot be told (Stale file handle); make room" in said
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.disk.Path.unlink", stale)
+        assert tried(tmp_path) is None
+
+
 # ---------------------------------------------------------------- while it works, by somebody else
 
 
@@ -404,7 +465,7 @@ def test_the_status_and_the_log_that_do_not_fit(tmp_path: Path) -> None:
                 status.write(None, state="ended")
             log.say("is no reason to stop")
         assert (disk.folder / "status.json").read_bytes() == before
-        assert not (disk.folder / "status.partial").exists()
+        assert not (disk.folder / ".status.json.partial").exists()
 
 
 @pytest.mark.slow
@@ -477,9 +538,7 @@ def test_a_reserve_that_grows_takes_no_room_from_a_commit(tmp_path: Path, kind: 
             held.close()
 
 
-def test_a_reserve_that_once_could_not_grow_does_not_try_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_reserve_that_once_could_not_grow_does_not_try_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A quota shows only so: what is free on the disk does not tell it."""
     held, tries = reserve.Reserve(tmp_path), []
     held.hold(MB)

@@ -207,7 +207,7 @@ def test_a_rescued_journal_survives_a_power_cut(tmp_path: Path, monkeypatch: pyt
     synced, really = [], os.fsync
 
     def watched(fd: int) -> None:
-        synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+        synced.append(str(Path(f"/proc/self/fd/{fd}").readlink()))
         really(fd)
 
     (tmp_path / "run").mkdir()
@@ -434,6 +434,23 @@ def test_what_is_not_permitted_is_said(tmp_path: Path, sim: Simulated) -> None:
         assert re.search("[Pp]ermission", text), (name, text)
         assert str(places.get(name, places["run"])) in text or f" {name}: " in text, (name, text)
     assert sim.asked == 2
+
+
+@pytest.mark.parametrize("name", ["inflight", ".status.json.partial"])
+def test_a_file_of_the_run_folder_that_is_not_permitted_is_no_matter_of_time(
+    tmp_path: Path, sim: Simulated, name: str
+) -> None:
+    """As for lock and journal: exit 2 and nothing sent, for the same command will never do."""
+    write_jsonl(tmp_path / "in.jsonl", rows_of(2))
+    folder = tmp_path / "out.jsonl.run"
+    folder.mkdir(mode=0o700)
+    (folder / name).touch(mode=0)
+    ((code, text),) = each(ended(without_rights(words(sim)), tmp_path))
+    assert code == 2, text
+    assert re.search(
+        r"cannot write the (in-flight table|status) \S+/out.jsonl.run/.*Permission denied: check its", text
+    )
+    assert sim.asked == 0
 
 
 def test_a_run_folder_that_can_only_be_read_can_be_read(tmp_path: Path, sim: Simulated) -> None:
