@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 
 from pipeline.disk import unwritable
+from pipeline.errors import PipelineError
 from pipeline.folders import AtomicFile
 from pipeline.records import Attempt, Cost, Outcome
 
@@ -294,3 +295,11 @@ class StatusFile:
         except OSError as exc:
             raise unwritable(self._path, exc, what="the status") from exc
         self._begun = True
+
+    def unwritten(self, snapshot: Snapshot) -> PipelineError | None:
+        """Write it; why that cannot be done, if so: while a run works that is a reason to stop, after what is in flight."""
+        try:
+            self.write(snapshot)
+        except PipelineError as exc:
+            return exc
+        return None

@@ -27,10 +27,10 @@ from filled import answered, job_for, workspace
 from reconcile import bill_of, reconcile
 from simulated import Simulated, simulated
 
+from pipeline import Wishes, run
 from pipeline.disk import cannot_write, tried
 from pipeline.display import Logged, Silent
 from pipeline.errors import IncompleteError
-from pipeline.footing import Footing
 from pipeline.journal import Journal, reserve
 from pipeline.progress import StatusFile
 from pipeline.records import Completion, Outcome, Request, Usage
@@ -331,6 +331,46 @@ def wait_for(it: Callable[[], bool], seconds: float = 30) -> None:
         time.sleep(0.02)
 
 
+def test_a_disk_that_is_full_already_still_has_an_end_of_the_run(
+    tmp_path: Path, sim: Simulated, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where the first thing that finds no room is the note that results there are will be out of date."""
+    source = write_jsonl(tmp_path / "in.jsonl", rows_of(3))
+    job = job_for(source, tmp_path / "out.jsonl", gateway__base_url=sim.url)
+    assert run(job, wishes=Wishes(most=1, publish=False)).completed == 1
+    with closing(sqlite3.connect(job.run_folder / "journal.sqlite")) as db:
+        db.execute(
+            "CREATE TRIGGER full BEFORE INSERT ON meta WHEN NEW.key = 'results' "
+            "BEGIN SELECT RAISE(FAIL, 'database or disk is full'); END"
+        )
+    summary = run(job)
+    assert summary.exit_code == 75
+    assert "make room on that disk" in summary.reason
+    assert (summary.sent, sim.asked) == (0, 1)
+    with closing(sqlite3.connect(job.run_folder / "journal.sqlite")) as db:
+        assert db.execute("SELECT how FROM run WHERE run = 2").fetchone() == (summary.reason,)
+        db.execute("DROP TRIGGER full")
+    assert run(job).exit_code == 0
+
+
+@pytest.mark.slow
+def test_why_a_run_stops_is_said_once(tmp_path: Path) -> None:
+    """On a full disk the status finds no room, and then the journal."""
+    write_jsonl(tmp_path / "in.jsonl", rows_of(400, each=20_000))
+    with small_disk(tmp_path, 16 * MB) as disk, simulated(Settings(latency_s=3)) as sim:
+        run = subprocess.Popen(
+            disk.command(*words(sim, disk)), cwd=tmp_path, env=clean_environment(), stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        with run:
+            wait_for(lambda: sim.asked > 8)
+            time.sleep(0.3)  # the first ones are kept by then, and the next ones are out
+            disk.fill(left=0)
+            err = run.communicate(timeout=60)[1]
+        assert run.returncode in ((0, 75) if disk.how == "rlimit" else (75,)), err
+        assert disk.how == "rlimit" or err.count("Stopping: ") == 1, err
+
+
 @pytest.mark.slow
 def test_at_whatever_byte_the_disk_is_full_nothing_is_lost(tmp_path: Path, sim: Simulated) -> None:
     """One journal, and more and more room: each time it ends in order, and the last time it is complete."""
@@ -568,7 +608,7 @@ def test_what_the_reserve_has_given_back_it_does_not_take_again(tmp_path: Path) 
 
 def test_the_index_is_not_counted_among_what_the_rows_take(tmp_path: Path) -> None:
     """The journal of a first run grows by the index before anything is sent."""
-    with closing(Journal.open(tmp_path, slots=8)) as journal, closing(Footing(journal)) as footing:
+    with closing(Journal.open(tmp_path, slots=8)) as journal:
         index = journal.index()
         index.begin("spec", ["in.jsonl"])
         with journal.all_or_nothing():
@@ -576,7 +616,7 @@ def test_the_index_is_not_counted_among_what_the_rows_take(tmp_path: Path) -> No
             index.replace_file("in.jsonl", 0, "mark", rows, [])
         assert journal.path.stat().st_size > 8 * MB
         journal.start_run()
-        footing.hold(rows_at_once=4, to_send=200_000)
+        journal.room.hold(rows_at_once=4, to_send=200_000)
 
         async def main() -> None:
             writer = journal.writer(slots=8, kept=lambda _: None)
@@ -586,10 +626,10 @@ def test_the_index_is_not_counted_among_what_the_rows_take(tmp_path: Path) -> No
             await writer.write()
 
         asyncio.run(main())
-        needed = footing.needed(left=1000, kept=8)
+        needed = journal.room.needed(left=1000, kept=8)
         assert needed == pytest.approx(1000 * 1000), "as the replies tell, while the journal has hardly grown"
         held = journal.reserve.held
-        footing.keep_up(rows_at_once=1000, kept=8)
+        journal.room.keep_up(rows_at_once=1000, kept=8)
         assert journal.reserve.held == held
 
 
@@ -601,9 +641,12 @@ def test_of_a_group_that_does_not_fit_what_fits_is_kept(tmp_path: Path) -> None:
         told: list[str] = []
 
         async def main() -> None:
-            writer = journal.writer(slots=64, kept=lambda records: told.extend(one.custom_id for one in records))
             stopped: list[str] = []
-            writer.tight.told = lambda why: stopped.append(str(why))
+            writer = journal.writer(
+                slots=64,
+                kept=lambda records: told.extend(one.custom_id for one in records),
+                full=lambda why: stopped.append(str(why)),
+            )
             for number in range(1, 9):  # four calls of two rows
                 entry = writer.enter(request(number), f"call-{(number - 1) // 2}")
                 await writer.keep([large(number, f"call-{(number - 1) // 2}", 150_000)], [entry])

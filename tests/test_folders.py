@@ -150,18 +150,18 @@ def test_a_run_does_not_go_on_paying_into_a_journal_that_is_gone(
 @pytest.mark.parametrize("name", ["lock", "inflight", "journal.sqlite", "journal.sqlite-wal"])
 def test_a_file_of_the_run_folder_that_is_gone(tmp_path: Path, name: str) -> None:
     with Lock(tmp_path), closing(Journal.open(tmp_path, slots=2)) as journal, closing(Footing(journal)) as footing:
-        assert footing.lost() is None
+        assert footing.gone() is None
         kept = (tmp_path / name).rename(tmp_path / "kept")
-        lost = footing.lost()
-        assert lost is not None
-        assert lost.exit_code == 6
-        assert f"{tmp_path} ({name}) was deleted or replaced" in str(lost) or "was moved to" in str(lost)
+        gone = footing.gone()
+        assert gone is not None
+        assert gone.exit_code == 6
+        assert f"{tmp_path} ({name}) was deleted or replaced" in str(gone) or "was moved to" in str(gone)
         (tmp_path / name).write_bytes(kept.read_bytes())
-        assert footing.lost() is not None, "another in its place"
+        assert footing.gone() is not None, "another in its place"
         kept.replace(tmp_path / name)
-        assert footing.lost() is None
+        assert footing.gone() is None
         (tmp_path / name).unlink()
-        assert "was deleted or replaced while this run worked" in str(footing.lost())
+        assert "was deleted or replaced while this run worked" in str(footing.gone())
 
 
 @pytest.mark.parametrize("name", [".nfs00000000000a1b2c00000001", "other"])
@@ -173,7 +173,7 @@ def test_a_journal_that_goes_by_another_name_is_saved(tmp_path: Path, name: str)
         journal.start_run()
         journal.put("fact", "kept")
         (folder / "journal.sqlite").rename(folder / name)
-        assert "was deleted or replaced while this run worked" in str(footing.lost())
+        assert "was deleted or replaced while this run worked" in str(footing.gone())
         saved, advice = footing.rescue()
         assert saved == tmp_path / f"run.rescued-{journal.name}"
         assert f"was saved in {saved}: move that to {folder}" in advice
@@ -195,11 +195,11 @@ def test_a_folder_that_nobody_can_ask_about_any_more_is_lost_not_a_defect(
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
         monkeypatch.setattr("pipeline.footing.os.fstat", stale)
-        lost = footing.lost()
+        gone = footing.gone()
         monkeypatch.undo()
-        assert lost is not None
-        assert lost.exit_code == 6
-        assert "was deleted or replaced" in str(lost)
+        assert gone is not None
+        assert gone.exit_code == 6
+        assert "was deleted or replaced" in str(gone)
 
 
 def test_a_rescued_journal_survives_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
