@@ -6,9 +6,13 @@ import errno
 import os
 import resource
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
+from pipeline.errors import IncompleteError, PipelineError, RunFolderError
+
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_PASSING = NO_ROOM | {errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
 _DENIED = frozenset({errno.EACCES, errno.EPERM})
 _PROBE = bytes(8192)
 _AGAIN = "then run the same command again"
@@ -16,12 +20,13 @@ _AGAIN = "then run the same command again"
 
 def mount_of(path: Path) -> tuple[str, str]:
     """Where the file system that holds ``path`` is mounted, and its type, as /proc/mounts names them; empty without such a list."""
-    mounts = Path("/proc/self/mounts")
-    if not mounts.exists():
+    try:
+        lines = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
         return "", ""
     best, kind = "", ""
     where = os.path.realpath(path)
-    for line in mounts.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in lines:
         _, point, fs, *_ = line.split(" ")
         point = point.replace("\\040", " ")
         inside = where == point or where.startswith(point.rstrip("/") + "/")
@@ -45,9 +50,12 @@ def size(count: float) -> str:
 
 def free_on(path: Path) -> str:
     """How much is free on which disk, in words: ``0 bytes are free on /scratch (nfs4)``."""
-    there = next((folder for folder in (path, *path.parents) if folder.exists()), Path("/"))
-    point, kind = mount_of(there)
-    space = os.statvfs(there)
+    try:
+        there = next((folder for folder in (path, *path.parents) if folder.exists()), Path("/"))
+        point, kind = mount_of(there)
+        space = os.statvfs(there)
+    except OSError as exc:  # asked where there is trouble already, and that is to be told
+        return f"how much is free there cannot be told ({exc.strerror})"
     free = f"{size(space.f_bavail * space.f_frsize)} are free on {point or there}{f' ({kind})' if kind else ''}"
     most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     if most != resource.RLIM_INFINITY:
@@ -69,8 +77,19 @@ def cannot_write(path: Path, exc: OSError, *, what: str, needed: float | None = 
 
 
 def is_full(exc: OSError) -> bool:
-    """Whether it is room that lacks: that is a matter of time, where anything else may be a wrong place."""
+    """Whether it is room that lacks."""
     return exc.errno in NO_ROOM
+
+
+def unwritable(
+    path: Path, exc: OSError, *, what: str, needed: float | None = None, otherwise: PipelineError | None = None
+) -> PipelineError:
+    """The error that it is for a run: room that lacks, or a disk in trouble, is a matter of time (75); all else may be a wrong
+    place (2), of which ``otherwise`` tells what is to be done about it there."""
+    words = cannot_write(path, exc, what=what, needed=needed)
+    if exc.errno in _PASSING:
+        return IncompleteError(words)
+    return otherwise or RunFolderError(words)
 
 
 def tried(folder: Path) -> OSError | None:
@@ -86,6 +105,7 @@ def tried(folder: Path) -> OSError | None:
     except OSError as exc:
         return exc
     finally:
-        os.close(fd)
-        Path(name).unlink(missing_ok=True)
+        with suppress(OSError):  # a disk that is read-only by now, say: what counts is what writing gave
+            os.close(fd)
+            Path(name).unlink(missing_ok=True)
     return None

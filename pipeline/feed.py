@@ -21,7 +21,6 @@ from pipeline.source import InputFile, chunks, column_names, place
 from pipeline.template import Composed, Template
 from pipeline.visible import listed
 
-FAR = 1 << 62  # a line no file has
 SLICE_ROWS = 32  # composed at a time on the loop: well under a millisecond
 BAD_LINES_SHOWN = 10
 MOST_COLUMNS = 100_000
@@ -144,7 +143,7 @@ class Feed:
                         left -= len(lines)
                         if left <= 0:
                             return
-                if index.pending(str(file.path), last + 1, FAR):
+                if index.is_pending_after(str(file.path), last):
                     raise _changed(f"{place(file, last + 1)} and what followed it went")
 
     def _slice(self, file: InputFile, chunk: Any, lines: Sequence[int], wanted: Pending) -> list[Request | Outcome]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -12,9 +11,9 @@ from typing import Any
 
 import orjson
 
-from pipeline.disk import cannot_write
-from pipeline.errors import IncompleteError
-from pipeline.folders import sync_folder
+from pipeline.disk import unwritable
+from pipeline.errors import PipelineError
+from pipeline.folders import AtomicFile
 from pipeline.records import Attempt, Cost, Outcome
 
 RATE_WINDOW_S = 30.0
@@ -287,32 +286,20 @@ class StatusFile:
         self._begun = False
 
     def write(self, snapshot: Snapshot | None, **more: Any) -> None:
-        """Replace the file's text. Raises ``IncompleteError`` when there is no room for it."""
+        """Replace the file's text. Raises ``IncompleteError``, or ``RunFolderError`` where it may not be written."""
         status = {**self._facts, **(asdict(snapshot) if snapshot else {}), **more, "written_at": time.time()}
+        text = orjson.dumps(status, option=orjson.OPT_INDENT_2)
         try:
-            self._replace(orjson.dumps(status, option=orjson.OPT_INDENT_2), sync=snapshot is None or not self._begun)
+            with AtomicFile(self._path, sync=snapshot is None or not self._begun) as file:
+                file.stream.write(text)
         except OSError as exc:
-            raise IncompleteError(cannot_write(self._path, exc, what="the status")) from exc
+            raise unwritable(self._path, exc, what="the status") from exc
         self._begun = True
 
-    def _replace(self, text: bytes, *, sync: bool) -> None:
-        partial = self._path.with_suffix(".partial")
+    def unwritten(self, snapshot: Snapshot) -> PipelineError | None:
+        """Write it; why that cannot be done, if so: while a run works that is a reason to stop, after what is in flight."""
         try:
-            with open(partial, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-                file.write(text)
-                if sync:
-                    file.flush()
-                    os.fsync(file.fileno())
-            partial.replace(self._path)
-            if sync:
-                sync_folder(self._path.parent)
-        except OSError:
-            _drop(partial)
-            raise
-
-
-def _drop(partial: Path) -> None:
-    try:
-        partial.unlink(missing_ok=True)
-    except OSError:
-        return  # why it could not be written is told already
+            self.write(snapshot)
+        except PipelineError as exc:
+            return exc
+        return None

@@ -155,14 +155,14 @@ class Run:
         after = index.counts(has_ids=space.id_column is not None)
         if after.pending == 0 and isinstance(why, IncompleteError) and self._signals.error is None:
             why = None  # what was in flight when the hours were over was the last
-        why = footing.lost() or why
+        why = footing.gone() or why
         if after.pending == 0 and self._wishes.publish and why is None:
-            why = await self._publish(space) or footing.lost()
+            why = await self._publish(space) or footing.gone()
         totals = reader.totals(space.journal.db)
         code, reason = how_it_ended(after, totals, why, sent=sent.rows)
         self._note_end(space, reason)
         folder = space.folder
-        if isinstance(why, LookError) and footing.lost() is not None:
+        if isinstance(why, LookError) and footing.gone() is not None:
             folder, advice = footing.rescue()
             reason = f"{reason}; {advice}"
         complete = after.pending == 0 and why is None and self._wishes.publish

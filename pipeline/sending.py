@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack, closing, suppress
+from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -17,7 +17,7 @@ from pipeline.flow import Lasting, rates_of, share_of, slots_of
 from pipeline.footing import Footing
 from pipeline.hours import Hours, Lead, opened, over
 from pipeline.job import Job
-from pipeline.journal import Counts, Index, Record, Recovered, Writer, history, reader, sentences
+from pipeline.journal import Counts, Index, Record, Recovered, Writer, history, reader
 from pipeline.judge import Controls, Rulings
 from pipeline.outage import Spell
 from pipeline.patience import Patience
@@ -82,6 +82,7 @@ class Sending:
         self._hours = hours
         self._footing = footing
         self._wall_clock = wall_clock
+        self._stopping = False
         self._tally = self._new_tally()
         self._lead = self._new_lead()
         self._patience = Patience(wait=wishes.wait, max_outage_s=job.limits.max_outage)
@@ -92,11 +93,18 @@ class Sending:
 
     async def all_pending(self, index: Index) -> Sent:
         """Send until all is done or something stops it, then see to the copies. Raises only for a defect of ours."""
-        self._space.journal.put("results", "stale")
-        sent = await self._sent(index) if self._counts.to_send else Sent()
+        journal, to_send = self._space.journal, self._counts.to_send
+        try:
+            if to_send:
+                self._check_hours()
+                journal.room.hold(rows_at_once=self._job.rows_at_once, to_send=to_send)
+            journal.into_reserve(partial(journal.put, "results", "stale"))  # before anything is kept, of copies, too
+        except PipelineError as exc:
+            return Sent(why=exc)
+        sent = await self._sent(index) if to_send else Sent()
         if not self._counts.copies:
             return sent
-        failure = await give_copies(self._space.journal, self._tally, self._signals, show=self._show_activity)
+        failure = await give_copies(journal, self._tally, self._signals, show=self._show_activity)
         self._display.close()
         return replace(sent, why=sent.why or failure)  # whatever ended the sending
 
@@ -104,8 +112,6 @@ class Sending:
         async with AsyncExitStack() as stack:
             stack.callback(self._display.close)
             try:
-                self._check_hours()
-                self._footing.hold(rows_at_once=self._job.rows_at_once, to_send=self._counts.to_send)
                 connection = await self._connection(stack)
                 cleared = await self._signals.heard_in(self._clearing.cleared(connection))
                 if await self._waited() or cleared.known.away is not None:  # hours later: key and prices may be others
@@ -113,8 +119,9 @@ class Sending:
             except PipelineError as exc:
                 return Sent(why=exc, outages=self._keep_outages([]))
             client = await stack.enter_async_context(Client(connection))
-            writer = self._space.journal.writer(slots=self._job.rows_at_once, kept=self._kept)
-            writer.tight.needed = lambda: self._footing.needed(left=self._left, kept=self._tally.sent)
+            writer = self._space.journal.writer(
+                slots=self._job.rows_at_once, kept=self._kept, needed=self._needed, full=lambda why: self._stop(pool, why)
+            )  # fmt: skip
             share = stack.enter_context(closing(share_of(self._job, self._key, say=self._display.say)))
             pool = self._pool(client, writer, share, cleared)
             failure = await self._work(index, pool, writer)
@@ -175,7 +182,9 @@ class Sending:
         )
 
     def _pool(self, client: Client, writer: Writer, share: Lasting, cleared: Cleared) -> Pool:
-        job, note, key = self._job, self._display.note, cleared.known.key or KeyInfo()
+        job, note, key, counts = self._job, self._display.note, cleared.known.key or KeyInfo(), self._counts
+        fresh = counts.bought == 0 and not self._wishes.keep_going
+        poison = Poison(rows=counts.to_send, most=job.limits.most_failures(counts.rows), watches_first=fresh)
         return Pool(
             self._terms(),
             sender=client,
@@ -186,7 +195,7 @@ class Sending:
             controls=Controls(
                 slots=slots_of(job, share, key, note=note),
                 rates=rates_of(job, share, key, note=note),
-                poison=self._poison(),
+                poison=poison,
                 budget=cleared.budget,
                 drift=cleared.drift,
             ),
@@ -210,11 +219,6 @@ class Sending:
             pack_tokens=job.request.pack_tokens,
         )
 
-    def _poison(self) -> Poison:
-        counts = self._counts
-        fresh = counts.bought == 0 and not self._wishes.keep_going
-        return Poison(rows=counts.to_send, most=self._job.limits.most_failures(counts.rows), watches_first=fresh)
-
     # at work
 
     async def _work(self, index: Index, pool: Pool, writer: Writer) -> PipelineError | None:
@@ -225,7 +229,6 @@ class Sending:
         writing = asyncio.create_task(writer.write(), name="journal")
         showing = asyncio.create_task(self._show(pool), name="progress")
         writing.add_done_callback(lambda _: working.cancel())  # it failed: then nothing more can be kept
-        writer.tight.told = lambda why: self._stop(pool, why)
         self._signals.on_first(lambda: self._drain(pool))
         self._signals.on_second(working.cancel)
         try:
@@ -247,16 +250,19 @@ class Sending:
 
     def _drain(self, pool: Pool) -> None:
         pool.drain()
-        busy = pool.activity.busy
-        self._display.say(f"Stopping: {busy} requests in flight are finished first; once more (Ctrl-C) cuts them off.")
+        self._display.say(
+            f"Stopping: {pool.activity.busy} requests in flight are finished first; once more (Ctrl-C) cuts them off."
+        )
 
     def _stop(self, pool: Pool, why: PipelineError) -> None:
-        self._display.say(f"Stopping: {why}. {pool.activity.busy} requests in flight are finished first.")
+        tell = self._display.note if self._stopping else self._display.say  # status and journal may both find no room
+        tell(f"Stopping: {why}. {pool.activity.busy} requests in flight are finished first.")
+        self._stopping = True
         pool.stop(why)
 
-    @property
-    def _left(self) -> int:
-        return self._tally.total - self._tally.completed - self._tally.failed
+    def _needed(self) -> float | None:
+        left = self._tally.total - self._tally.completed - self._tally.failed
+        return self._space.journal.room.needed(left=left, kept=self._tally.sent)
 
     def _snapshot(self, activity: Activity) -> Snapshot:
         """As the tally has it, and what is left laid into the hours: the closed ones count."""
@@ -282,18 +288,11 @@ class Sending:
             self._display.show(snapshot)
             if time.monotonic() - written >= STATUS_EVERY_S:
                 written = time.monotonic()
-                if (why := self._footing.lost() or self._unwritten(snapshot)) is not None:
+                if (why := self._footing.gone() or self._status.unwritten(snapshot)) is not None:
                     self._stop(pool, why)  # finish what is in flight while the journal still can
                     return
-                self._footing.keep_up(rows_at_once=self._job.rows_at_once, kept=self._tally.sent)
+                self._space.journal.room.keep_up(rows_at_once=self._job.rows_at_once, kept=self._tally.sent)
             await asyncio.sleep(SHOW_EVERY_S)
-
-    def _unwritten(self, snapshot: Snapshot) -> PipelineError | None:
-        try:
-            self._status.write(snapshot)
-        except IncompleteError as exc:
-            return exc
-        return None
 
     # after
 
@@ -312,8 +311,7 @@ class Sending:
         """Where even booking them finds no room they stay in the in-flight table, for the next run to book."""
         journal = self._space.journal
         try:
-            with sentences(journal.path):
-                found = journal.into_reserve(partial(journal.recover, self._note_cut_off))
+            found = journal.into_reserve(partial(journal.recover, self._note_cut_off))
         except PipelineError:
             return [left.custom_id for left in journal.cut_off()]
         return found.in_flight if found is not None else []
@@ -326,9 +324,11 @@ class Sending:
     def _keep_outages(self, later: list[Spell]) -> list[Spell]:
         journal = self._space.journal
         spells = [*self._clearing.outages, *later]
-        with suppress(PipelineError), sentences(journal.path):  # on a disk in trouble, of which the run tells anyway
+        try:
             for spell in spells:
                 journal.into_reserve(partial(journal.keep_outage, spell.started_at, spell.ended_at, spell.cause))
+        except PipelineError as exc:  # the summary tells of them all the same
+            self._display.note(f"the outages of this run are not all in its journal: {exc}")
         return spells
 
     async def _ledger(self, connection: Connection, known: Preflight, ours: float) -> float | None:

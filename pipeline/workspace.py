@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import folders
-from pipeline.disk import cannot_write, is_full
+from pipeline.disk import cannot_write, unwritable
 from pipeline.errors import IncompleteError, InputError, JobError, RunFolderError
 from pipeline.feed import Feed, bad_lines, mark_of
 from pipeline.gateways import OpenAI, dialect_of
@@ -79,11 +78,8 @@ def make_folder(job: Job) -> Path:
         if not (folder / FILE_NAME).exists():
             folders.make_folder(folder, mode=0o700)
     except OSError as exc:
-        if is_full(exc):
-            raise IncompleteError(cannot_write(folder, exc, what="the run folder")) from exc
-        raise RunFolderError(
-            f"cannot make the run folder {folder}: {exc.strerror}; give another with --run-dir"
-        ) from exc
+        why = RunFolderError(f"cannot make the run folder {folder}: {exc.strerror}; give another with --run-dir")
+        raise unwritable(folder, exc, what="the run folder", otherwise=why) from exc
     return folder
 
 
@@ -249,22 +245,23 @@ def _spool(path: Path) -> None:
     """Keep what comes on standard input; nothing there (a terminal, /dev/null) means the one kept before."""
     if sys.stdin is None or sys.stdin.isatty():
         return
-    stream = sys.stdin.buffer
-    first = stream.read(1 << 16)
-    if not first:
+    piped = iter(_piped, b"")
+    first = next(piped, None)
+    if first is None:
         return
-    partial = path.with_suffix(".partial")
     try:
-        with open(partial, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-            file.write(first)
-            shutil.copyfileobj(stream, file, 1 << 20)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        folders.sync_folder(path.parent)  # the answers are worth nothing without their prompts
+        with folders.AtomicFile(path) as file:  # synced: the answers are worth nothing without their prompts
+            file.stream.write(first)
+            file.stream.writelines(piped)
     except OSError as exc:
-        partial.unlink(missing_ok=True)
         raise IncompleteError(cannot_write(path, exc, what="what came on standard input to")) from exc
+
+
+def _piped() -> bytes:
+    try:
+        return sys.stdin.buffer.read(1 << 16)
+    except OSError as exc:
+        raise InputError(f"cannot read standard input: {exc.strerror}; nothing was sent") from exc
 
 
 def _first_columns(files: list[InputFile]) -> list[str]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import re
 import resource
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,11 +22,13 @@ from typing import Any
 import orjson
 import pytest
 from conftest import Ended, clean_environment, read_jsonl, write_jsonl
-from disks import MB, Kind, SmallDisk, small_disk
+from disks import MB, Kind, SmallDisk, command, small_disk
 from filled import answered, job_for, workspace
 from reconcile import bill_of, reconcile
 from simulated import Simulated, simulated
 
+from pipeline import Wishes, run
+from pipeline.disk import cannot_write, tried
 from pipeline.display import Logged, Silent
 from pipeline.errors import IncompleteError
 from pipeline.journal import Journal, reserve
@@ -220,6 +224,66 @@ def test_standard_input_that_does_not_fit(tmp_path: Path, sim: Simulated) -> Non
         assert sim.asked == 0
 
 
+def test_standard_input_that_cannot_be_read_is_not_called_a_full_disk(tmp_path: Path, sim: Simulated) -> None:
+    line = ["run", "-i", "-", "-o", "out.jsonl", "--base-url", sim.url, "-m", "sim/echo", "-p", "{{ text }}"]
+    with Path("/proc/self/mem").open("rb") as broken:  # reading at its begin is an I/O error
+        done = subprocess.run(
+            command(*line),
+            cwd=tmp_path,
+            env=clean_environment(),
+            stdin=broken,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    assert done.returncode == 2, done.stderr
+    assert "cannot read standard input: Input/output error" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sim.asked == 0
+
+
+@pytest.mark.parametrize("kind", ["ext4"])
+def test_a_disk_that_becomes_read_only_while_standard_input_is_kept(tmp_path: Path, sim: Simulated, kind: Kind) -> None:
+    with small_disk(tmp_path, 8 * MB, kind) as disk:
+        line = [word if word != "in.jsonl" else "-" for word in words(sim, disk)]
+        run = subprocess.Popen(
+            disk.command(*line), cwd=tmp_path, env=clean_environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )  # fmt: skip
+        with run:
+            assert run.stdin is not None
+            run.stdin.write(orjson.dumps({"id": "r0", "text": "x" * (1 << 17)}) + b"\n")
+            run.stdin.flush()
+            wait_for(lambda: any((disk.folder / "run").glob("*stdin*.partial")))
+            if disk.how == "ext4":
+                subprocess.run(["mount", "-o", "remount,abort", disk.folder], check=True)
+            else:
+                (disk.folder / "run").rename(tmp_path / "gone")
+            err = run.communicate(timeout=60)[1].decode()
+        assert "Traceback" not in err
+        assert run.returncode == 75, err
+        assert "cannot write what came on standard input to " in err
+        assert sim.asked == 0
+
+
+def test_a_disk_that_answers_nothing_any_more_is_put_into_words_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """These are asked where there is trouble already: another error must not take the place of the first."""
+
+    def stale(*_: object, **__: object) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    full_disk = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.disk.os.statvfs", stale)
+        said = cannot_write(tmp_path / "file", full_disk, what="the journal")
+    assert "No space left on device): how much is free there cannot be told (Stale file handle); make room" in said
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.disk.Path.unlink", stale)
+        assert tried(tmp_path) is None
+
+
 # ---------------------------------------------------------------- while it works, by somebody else
 
 
@@ -265,6 +329,46 @@ def wait_for(it: Callable[[], bool], seconds: float = 30) -> None:
     while not it():
         assert time.monotonic() < until
         time.sleep(0.02)
+
+
+def test_a_disk_that_is_full_already_still_has_an_end_of_the_run(
+    tmp_path: Path, sim: Simulated, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where the first thing that finds no room is the note that results there are will be out of date."""
+    source = write_jsonl(tmp_path / "in.jsonl", rows_of(3))
+    job = job_for(source, tmp_path / "out.jsonl", gateway__base_url=sim.url)
+    assert run(job, wishes=Wishes(most=1, publish=False)).completed == 1
+    with closing(sqlite3.connect(job.run_folder / "journal.sqlite")) as db:
+        db.execute(
+            "CREATE TRIGGER full BEFORE INSERT ON meta WHEN NEW.key = 'results' "
+            "BEGIN SELECT RAISE(FAIL, 'database or disk is full'); END"
+        )
+    summary = run(job)
+    assert summary.exit_code == 75
+    assert "make room on that disk" in summary.reason
+    assert (summary.sent, sim.asked) == (0, 1)
+    with closing(sqlite3.connect(job.run_folder / "journal.sqlite")) as db:
+        assert db.execute("SELECT how FROM run WHERE run = 2").fetchone() == (summary.reason,)
+        db.execute("DROP TRIGGER full")
+    assert run(job).exit_code == 0
+
+
+@pytest.mark.slow
+def test_why_a_run_stops_is_said_once(tmp_path: Path) -> None:
+    """On a full disk the status finds no room, and then the journal."""
+    write_jsonl(tmp_path / "in.jsonl", rows_of(400, each=20_000))
+    with small_disk(tmp_path, 16 * MB) as disk, simulated(Settings(latency_s=3)) as sim:
+        run = subprocess.Popen(
+            disk.command(*words(sim, disk)), cwd=tmp_path, env=clean_environment(), stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        with run:
+            wait_for(lambda: sim.asked > 8)
+            time.sleep(0.3)  # the first ones are kept by then, and the next ones are out
+            disk.fill(left=0)
+            err = run.communicate(timeout=60)[1]
+        assert run.returncode in ((0, 75) if disk.how == "rlimit" else (75,)), err
+        assert disk.how == "rlimit" or err.count("Stopping: ") == 1, err
 
 
 @pytest.mark.slow
@@ -401,7 +505,7 @@ def test_the_status_and_the_log_that_do_not_fit(tmp_path: Path) -> None:
                 status.write(None, state="ended")
             log.say("is no reason to stop")
         assert (disk.folder / "status.json").read_bytes() == before
-        assert not (disk.folder / "status.partial").exists()
+        assert not (disk.folder / ".status.json.partial").exists()
 
 
 @pytest.mark.slow
@@ -443,6 +547,92 @@ def test_the_reserve_is_room_and_nothing_but_room(tmp_path: Path) -> None:
         assert list(disk.folder.iterdir()) == []
 
 
+@pytest.mark.parametrize("kind", ["ext4", "tmpfs"])
+def test_a_reserve_that_grows_takes_no_room_from_a_commit(tmp_path: Path, kind: Kind) -> None:
+    """Allocating more than is free takes all there is before it fails, and a COMMIT may run in that instant."""
+    with small_disk(tmp_path, 24 * MB, kind) as disk:
+        db = sqlite3.connect(disk.folder / "journal.sqlite", isolation_level=None, check_same_thread=False)
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("CREATE TABLE reply (body BLOB)")
+        held, failed = reserve.Reserve(disk.folder), []
+
+        def commits() -> None:
+            try:
+                for _ in range(200):
+                    db.execute("INSERT INTO reply VALUES (?)", (os.urandom(20_000),))
+            except sqlite3.OperationalError as exc:
+                failed.append(exc)
+
+        with closing(db), full(disk, left=14 * MB):
+            held.hold(MB)
+            committing = threading.Thread(target=commits)
+            committing.start()
+            while committing.is_alive():
+                held.try_to_hold(64 * MB)
+            committing.join()
+            assert failed == [], f"{disk.free:,} bytes are free"
+            assert disk.how == "rlimit" or held.held == MB
+            assert disk.how == "rlimit" or disk.free > 4 * MB
+            held.try_to_hold(5 * MB // 4)
+            assert disk.how == "rlimit" or held.held == 5 * MB // 4, "where there is room it grows all the same"
+            held.close()
+
+
+def test_a_reserve_that_once_could_not_grow_does_not_try_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quota shows only so: what is free on the disk does not tell it."""
+    held, tries = reserve.Reserve(tmp_path), []
+    held.hold(MB)
+
+    def over_quota(*what: int) -> None:
+        tries.append(what)
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    monkeypatch.setattr("pipeline.journal.reserve.os.posix_fallocate", over_quota)
+    held.try_to_hold(2 * MB)
+    held.try_to_hold(3 * MB)
+    assert len(tries) == 1
+    assert held.held == MB
+    held.close()
+
+
+def test_what_the_reserve_has_given_back_it_does_not_take_again(tmp_path: Path) -> None:
+    """While the run drains, its display still asks for a larger reserve."""
+    held = reserve.Reserve(tmp_path)
+    held.hold(2 * MB)
+    assert held.release()
+    held.try_to_hold(2 * MB)
+    assert held.held == reserve.LAST
+    assert held.path.stat().st_size == reserve.LAST
+    held.close()
+
+
+def test_the_index_is_not_counted_among_what_the_rows_take(tmp_path: Path) -> None:
+    """The journal of a first run grows by the index before anything is sent."""
+    with closing(Journal.open(tmp_path, slots=8)) as journal:
+        index = journal.index()
+        index.begin("spec", ["in.jsonl"])
+        with journal.all_or_nothing():
+            rows = ((n, f"row-{n}", n.to_bytes(16, "big")) for n in range(1, 200_001))
+            index.replace_file("in.jsonl", 0, "mark", rows, [])
+        assert journal.path.stat().st_size > 8 * MB
+        journal.start_run()
+        journal.room.hold(rows_at_once=4, to_send=200_000)
+
+        async def main() -> None:
+            writer = journal.writer(slots=8, kept=lambda _: None)
+            for number in range(1, 9):
+                await writer.keep([large(number, f"call-{number}", 1000)])
+            writer.close()
+            await writer.write()
+
+        asyncio.run(main())
+        needed = journal.room.needed(left=1000, kept=8)
+        assert needed == pytest.approx(1000 * 1000), "as the replies tell, while the journal has hardly grown"
+        held = journal.reserve.held
+        journal.room.keep_up(rows_at_once=1000, kept=8)
+        assert journal.reserve.held == held
+
+
 def test_of_a_group_that_does_not_fit_what_fits_is_kept(tmp_path: Path) -> None:
     """Call by call: what one call holds goes in together or not at all."""
     with small_disk(tmp_path, 8 * MB) as disk, closing(Journal.open(disk.folder, slots=64)) as journal:
@@ -451,9 +641,12 @@ def test_of_a_group_that_does_not_fit_what_fits_is_kept(tmp_path: Path) -> None:
         told: list[str] = []
 
         async def main() -> None:
-            writer = journal.writer(slots=64, kept=lambda records: told.extend(one.custom_id for one in records))
             stopped: list[str] = []
-            writer.tight.told = lambda why: stopped.append(str(why))
+            writer = journal.writer(
+                slots=64,
+                kept=lambda records: told.extend(one.custom_id for one in records),
+                full=lambda why: stopped.append(str(why)),
+            )
             for number in range(1, 9):  # four calls of two rows
                 entry = writer.enter(request(number), f"call-{(number - 1) // 2}")
                 await writer.keep([large(number, f"call-{(number - 1) // 2}", 150_000)], [entry])

@@ -24,7 +24,7 @@ FLOORS = {
     4: {"cli", "__init__", "__main__"},
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules}
-SIDEWAYS = {("records", "frozen"), ("sink", "journal"), ("job", "hours")}
+SIDEWAYS = {("records", "frozen"), ("disk", "errors"), ("sink", "journal"), ("job", "hours")}
 HOMES = {
     "aiohttp": {"session", "simulator"},
     "httptools": {"wire"},

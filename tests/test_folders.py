@@ -7,6 +7,7 @@ import gzip
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import threading
 import time
@@ -149,18 +150,87 @@ def test_a_run_does_not_go_on_paying_into_a_journal_that_is_gone(
 @pytest.mark.parametrize("name", ["lock", "inflight", "journal.sqlite", "journal.sqlite-wal"])
 def test_a_file_of_the_run_folder_that_is_gone(tmp_path: Path, name: str) -> None:
     with Lock(tmp_path), closing(Journal.open(tmp_path, slots=2)) as journal, closing(Footing(journal)) as footing:
-        assert footing.lost() is None
+        assert footing.gone() is None
         kept = (tmp_path / name).rename(tmp_path / "kept")
-        lost = footing.lost()
-        assert lost is not None
-        assert lost.exit_code == 6
-        assert f"{tmp_path} ({name}) was deleted or replaced" in str(lost) or "was moved to" in str(lost)
+        gone = footing.gone()
+        assert gone is not None
+        assert gone.exit_code == 6
+        assert f"{tmp_path} ({name}) was deleted or replaced" in str(gone) or "was moved to" in str(gone)
         (tmp_path / name).write_bytes(kept.read_bytes())
-        assert footing.lost() is not None, "another in its place"
+        assert footing.gone() is not None, "another in its place"
         kept.replace(tmp_path / name)
-        assert footing.lost() is None
+        assert footing.gone() is None
         (tmp_path / name).unlink()
-        assert "was deleted or replaced while this run worked" in str(footing.lost())
+        assert "was deleted or replaced while this run worked" in str(footing.gone())
+
+
+@pytest.mark.parametrize("name", [".nfs00000000000a1b2c00000001", "other"])
+def test_a_journal_that_goes_by_another_name_is_saved(tmp_path: Path, name: str) -> None:
+    """On its own client NFS renames a file that is deleted while it is open: that is no journal's name, and goes in the end."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with Lock(folder), closing(Journal.open(folder, slots=2)) as journal, closing(Footing(journal)) as footing:
+        journal.start_run()
+        journal.put("fact", "kept")
+        (folder / "journal.sqlite").rename(folder / name)
+        assert "was deleted or replaced while this run worked" in str(footing.gone())
+        saved, advice = footing.rescue()
+        assert saved == tmp_path / f"run.rescued-{journal.name}"
+        assert f"was saved in {saved}: move that to {folder}" in advice
+    with closing(Journal.read(saved)) as rescued:
+        assert rescued.get("fact") == "kept"
+
+
+def test_a_folder_that_nobody_can_ask_about_any_more_is_lost_not_a_defect(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server of files that was set up anew: every question is answered with ESTALE."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with Lock(folder), closing(Journal.open(folder, slots=2)) as journal, closing(Footing(journal)) as footing:
+        journal.start_run()
+        _deleted(folder)
+
+        def stale(*_: object) -> None:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+        monkeypatch.setattr("pipeline.footing.os.fstat", stale)
+        gone = footing.gone()
+        monkeypatch.undo()
+        assert gone is not None
+        assert gone.exit_code == 6
+        assert "was deleted or replaced" in str(gone)
+
+
+def test_a_rescued_journal_survives_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The names of all folders above it are synced, too."""
+    synced, really = [], os.fsync
+
+    def watched(fd: int) -> None:
+        synced.append(str(Path(f"/proc/self/fd/{fd}").readlink()))
+        really(fd)
+
+    (tmp_path / "run").mkdir()
+    saved = tmp_path / "far" / "saved"
+    with closing(Journal.open(tmp_path / "run", slots=2)) as journal:
+        monkeypatch.setattr("pipeline.folders.os.fsync", watched)
+        journal.save_to(saved)
+        with pytest.raises(FileExistsError):
+            journal.save_to(saved)
+    assert {str(saved), str(tmp_path / "far"), str(tmp_path)} <= set(synced)
+    assert (saved / "journal.sqlite").exists()
+    assert saved.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_journal_that_cannot_be_saved_whole_leaves_nothing_half(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with closing(Journal.open(tmp_path / "run", slots=2)) as journal, small_disk(tmp_path, MB) as disk:
+        journal.put("fact", "x" * (4 * MB))
+        if disk.how == "rlimit":
+            (disk.folder / "saved").mkdir()  # stands in for whatever lets it fail
+        with pytest.raises((sqlite3.OperationalError, FileExistsError)):
+            journal.save_to(disk.folder / "saved")
+        assert disk.how == "rlimit" or not (disk.folder / "saved").exists()
 
 
 def test_a_run_folder_that_is_gone_at_the_end_is_not_called_finished(
@@ -364,6 +434,23 @@ def test_what_is_not_permitted_is_said(tmp_path: Path, sim: Simulated) -> None:
         assert re.search("[Pp]ermission", text), (name, text)
         assert str(places.get(name, places["run"])) in text or f" {name}: " in text, (name, text)
     assert sim.asked == 2
+
+
+@pytest.mark.parametrize("name", ["inflight", ".status.json.partial"])
+def test_a_file_of_the_run_folder_that_is_not_permitted_is_no_matter_of_time(
+    tmp_path: Path, sim: Simulated, name: str
+) -> None:
+    """As for lock and journal: exit 2 and nothing sent, for the same command will never do."""
+    write_jsonl(tmp_path / "in.jsonl", rows_of(2))
+    folder = tmp_path / "out.jsonl.run"
+    folder.mkdir(mode=0o700)
+    (folder / name).touch(mode=0)
+    ((code, text),) = each(ended(without_rights(words(sim)), tmp_path))
+    assert code == 2, text
+    assert re.search(
+        r"cannot write the (in-flight table|status) \S+/out.jsonl.run/.*Permission denied: check its", text
+    )
+    assert sim.asked == 0
 
 
 def test_a_run_folder_that_can_only_be_read_can_be_read(tmp_path: Path, sim: Simulated) -> None:

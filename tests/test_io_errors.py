@@ -54,9 +54,9 @@ PLACES = [
     ("sync", "out.jsonl.run", 1, True, NOTHING_SENT, "cannot write the run folder"),
     ("open", "/inflight", 1, False, NOTHING_SENT, "inflight"),
     ("allocate", "/inflight", 1, False, NOTHING_SENT, "inflight"),
-    ("open", "status.partial", 1, False, STOPPED, "status.json"),
-    ("write", "status.partial", 1, False, STOPPED, "status.json"),
-    ("sync", "status.partial", 1, False, STOPPED, "status.json"),
+    ("open", "status.json.partial", 1, False, STOPPED, "status.json"),
+    ("write", "status.json.partial", 1, False, STOPPED, "status.json"),
+    ("sync", "status.json.partial", 1, False, STOPPED, "status.json"),
     ("rename", "status.json", 2, True, STOPPED, "status.json"),
     ("write", "-wal", 60, False, STOPPED, "journal.sqlite"),
     ("write", "-wal", 60, True, STOPPED, "journal.sqlite"),
@@ -101,9 +101,9 @@ def test_prompts_that_cannot_be_kept_are_not_sent(tmp_path: Path, shim: Path, si
     bed = Bed(root=tmp_path / "disk", rows=rows_of(24, 100), sim=sim, output="new/out.jsonl", piped=True)
     asked = sim.asked
     places = [
-        ("open", "stdin.partial"),
-        ("write", "stdin.partial"),
-        ("sync", "stdin.partial"),
+        ("open", "stdin.jsonl.partial"),
+        ("write", "stdin.jsonl.partial"),
+        ("sync", "stdin.jsonl.partial"),
         ("rename", "stdin.jsonl"),
     ]
     for op, ending in places if LONG else places[2:3]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import Server, clean_environment
 from filled import answered, job_for, workspace
+
+from pipeline.errors import IncompleteError
 
 MB = 1024 * 1024
 # What getrusage says of a child includes the process it was forked from; the kernel's own mark of the child does not.
@@ -101,6 +105,27 @@ def test_a_million_results_are_written_in_little_memory(
     assert found.peak < 300 * MB
     for path in (tmp_path / "out.parquet", million / "journal.sqlite"):
         path.unlink()
+
+
+def test_an_input_that_was_cut_is_noticed_without_reading_what_lacks(tmp_path: Path) -> None:
+    """All rows behind the cut are pending, and there may be millions."""
+    source = numbered(tmp_path / "in.jsonl", 20_000, '{"t":"question %d"}\n')
+    with workspace(job_for(source, tmp_path / "out.jsonl"), lambda _: None, most=1) as space:
+        with source.open("r+b") as file:
+            file.truncate(len(file.readline()))
+
+        async def walk() -> None:
+            async for _ in space.feed.items(space.journal.index()):
+                pass
+
+        tracemalloc.start()
+        try:
+            with pytest.raises(IncompleteError, match=r"in\.jsonl.* and what followed it went while the run"):
+                asyncio.run(walk())
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert peak < 3 * MB
 
 
 @pytest.mark.slow

@@ -5,31 +5,35 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import socket
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from pipeline import folders
 from pipeline.boot import boot_id
-from pipeline.errors import RunFolderError
+from pipeline.errors import PipelineError, RunFolderError
 from pipeline.journal import copies, lost, reader, reserve, store, whole
 from pipeline.journal.index import Counts, Duplicate, Index
 from pipeline.journal.inflight import InFlight, InFlightTable, left_in
 from pipeline.journal.lock import Lock
 from pipeline.journal.reader import Projected, Projection, Totals
-from pipeline.journal.reserve import Reserve, bytes_for
+from pipeline.journal.reserve import Reserve
+from pipeline.journal.room import Room
 from pipeline.journal.store import roll_back, sentences, wants_room
 from pipeline.journal.tight import Tight
 from pipeline.journal.writer import Record, Writer
 
 __all__ = [
     "FILE_NAME", "Counts", "Duplicate", "Index", "Journal", "Lock", "Projected", "Projection", "Record", "Recovered", "Reserve",
-    "Totals", "Writer", "bytes_for", "copies", "is_booked", "left_in", "lost", "reader", "sentences", "whole",
+    "Totals", "Writer", "copies", "is_booked", "left_in", "lost", "reader", "sentences", "whole",
 ]  # fmt: skip
 
 FILE_NAME = "journal.sqlite"
@@ -52,6 +56,7 @@ class Journal:
         self.path = path
         self._table = table
         self.reserve = Reserve(path.parent)
+        self.room = Room(db, path, self.reserve)
         self.run = 0
         self.name = ""
 
@@ -82,23 +87,30 @@ class Journal:
             self._table.close()
 
     def into_reserve(self, write: Callable[[], T]) -> T:
-        """Write one of the last words of a run: on a full disk, into what is left of the reserve."""
-        while True:
-            try:
-                return write()
-            except sqlite3.OperationalError as exc:
-                if not wants_room(exc) or not (self.reserve.release() or self.reserve.release_last()):
-                    raise
-                roll_back(self.db)
+        """Write one of the last words of a run: on a full disk, into what is left of the reserve.
+
+        Raises the ``PipelineError`` that it means where it cannot be written all the same.
+        """
+        with sentences(self.path):
+            while True:
+                try:
+                    return write()
+                except sqlite3.OperationalError as exc:
+                    if not wants_room(exc) or not (self.reserve.release() or self.reserve.release_last()):
+                        raise
+                    roll_back(self.db)
 
     def save_to(self, folder: Path) -> None:
-        """Write all of the journal into a new folder, also when its own file has no name any more."""
-        folder.mkdir(mode=0o700, parents=True)
-        copy = store.connect(folder / FILE_NAME, create=True)
+        """Write all of the journal into a new folder, also when its own file has no name any more; or leave no folder."""
+        if folder.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(folder))
+        folders.make_folder(folder, mode=0o700)
         try:
-            self.db.backup(copy)
-        finally:
-            copy.close()
+            with closing(store.connect(folder / FILE_NAME, create=True)) as copy:
+                self.db.backup(copy)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
 
     @property
     def table(self) -> InFlightTable:
@@ -200,12 +212,20 @@ class Journal:
         """Note one outage of this run; ``ended_at`` None: it lasted when the run ended."""
         self.db.execute("INSERT INTO outage VALUES (?, ?, ?, ?)", (started_at, ended_at, cause, self.run))
 
-    def writer(self, *, slots: int, kept: Callable[[Sequence[Record]], None]) -> Writer:
-        """The group-committing writer of this run; to be made inside the event loop."""
-        return Writer(
-            self.db, self.path, self.table, run=self.run, slots=slots, kept=kept,
-            tight=Tight(self.db, self.path, self.reserve),
-        )  # fmt: skip
+    def writer(
+        self,
+        *,
+        slots: int,
+        kept: Callable[[Sequence[Record]], None],
+        full: Callable[[PipelineError], None] = lambda _: None,
+        needed: Callable[[], float | None] = lambda: None,
+    ) -> Writer:
+        """The group-committing writer of this run; to be made inside the event loop.
+
+        ``full`` hears, once, that the disk is full; ``needed`` says about how many bytes are wanted.
+        """
+        tight = Tight(self.db, self.path, self.reserve, full=full, needed=needed)
+        return Writer(self.db, self.path, self.table, run=self.run, slots=slots, kept=kept, tight=tight)
 
     def mark_redo(self, numbers: Sequence[int]) -> None:
         """Have these outcomes made anew, by the next run to start or a later one; durable, so that an interrupted one goes on."""

@@ -301,6 +301,15 @@ class Index:
             )
         }
 
+    def is_pending_after(self, path: str, line: int) -> bool:
+        """Whether any row to send stands behind this line of a file; of all of them, which may be many, none is fetched."""
+        found = self._db.execute(
+            f"SELECT 1 FROM input i LEFT JOIN outcome o ON o.no = i.no "  # noqa: S608 - made of constants
+            f"WHERE i.file = (SELECT file FROM file WHERE path = ?) AND i.line > ? AND {self._fed} LIMIT 1",
+            (path, line),
+        )
+        return found.fetchone() is not None
+
     def sample(self, most: int) -> frozenset[int]:
         """Numbers of some rows to send, at random."""
         rows = self._db.execute(

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.disk import cannot_write
-from pipeline.errors import IncompleteError, RunFolderError
+from pipeline.disk import unwritable
+from pipeline.errors import RunFolderError
 
 ENTRY = struct.Struct("<BxHI16s48s184s")  # set?, length of the id, its number in the journal, fingerprint, call id, id
 MAGIC = b"pipeline in-flight 1\n"
@@ -43,9 +43,9 @@ class InFlightTable:
     """``enter`` before the send, ``clear`` after the COMMIT; ``left`` is what an earlier process could not clear."""
 
     def __init__(self, path: Path, *, slots: int) -> None:
-        _check(path)
         self._fd = -1
         try:
+            _check(path)
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             size = max(ENTRY.size * (2 * slots + 1), os.fstat(self._fd).st_size)
             _make_room(self._fd, size)
@@ -57,7 +57,7 @@ class InFlightTable:
         except OSError as exc:
             if self._fd >= 0:
                 os.close(self._fd)
-            raise IncompleteError(cannot_write(path, exc, what="the in-flight table")) from exc
+            raise unwritable(path, exc, what="the in-flight table") from exc
         self._free = list(range(size // ENTRY.size - 1, 0, -1))
 
     @property
@@ -125,8 +125,11 @@ def _mapped(fd: int, size: int) -> mmap.mmap | bytearray:
 
 def left_in(path: Path) -> list[InFlight]:
     """The entries that are set in the table of a run folder, which is only looked at. Raises ``RunFolderError``."""
-    _check(path)
-    return list(_entries(path.read_bytes())) if path.exists() else []
+    try:
+        _check(path)
+        return list(_entries(path.read_bytes())) if path.exists() else []
+    except OSError as exc:
+        raise RunFolderError(f"cannot read the in-flight table {path}: {exc.strerror}; check its permissions") from exc
 
 
 def _check(path: Path) -> None:

@@ -36,6 +36,7 @@ class Reserve:
         self.path = folder / FILE_NAME
         self._fd = -1
         self._held = 0
+        self._can_grow = True
 
     @property
     def held(self) -> int:
@@ -60,14 +61,26 @@ class Reserve:
         self._held = wanted
 
     def try_to_hold(self, wanted: int) -> None:
-        """The same while answers come in already: then less must do."""
-        if self._held >= LAST:
+        """The same while answers come in already: then less must do, and what was given back stays so.
+
+        An allocation that fails has taken all there was for an instant, in which a COMMIT may have wanted it: nothing is tried
+        that would not leave as much again free, and after one failure (a quota says nothing beforehand) nothing at all.
+        """
+        if self._can_grow and self._held > LAST and wanted > self._held and self._is_free(2 * wanted - self._held):
             try:
-                self._allocate(max(wanted, self._held))
+                self._allocate(wanted)
             except OSError:
+                self._can_grow = False
                 self._cut(self._held)
             else:
-                self._held = max(wanted, self._held)
+                self._held = wanted
+
+    def _is_free(self, count: int) -> bool:
+        try:
+            space = os.fstatvfs(self._fd)
+        except OSError:
+            return False
+        return space.f_bavail * space.f_frsize >= count
 
     def _allocate(self, wanted: int) -> None:
         try:

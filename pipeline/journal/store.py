@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from pipeline.disk import cannot_write, file_system_of, free_on, is_full, mount_of, size, tried
+from pipeline.disk import cannot_write, file_system_of, free_on, mount_of, size, tried, unwritable
 from pipeline.errors import DamagedError, IncompleteError, PipelineError, RunFolderError
 from pipeline.folders import sync_folder
 from pipeline.journal import migrate
@@ -181,11 +181,8 @@ def _touch(path: Path) -> None:
     try:
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
     except OSError as exc:
-        if is_full(exc):
-            raise IncompleteError(cannot_write(path, exc, what="the journal")) from exc
-        raise RunFolderError(
-            f"cannot open the journal {path} for writing ({exc.strerror}): check its permissions"
-        ) from exc
+        why = RunFolderError(f"cannot open the journal {path} for writing ({exc.strerror}): check its permissions")
+        raise unwritable(path, exc, what="the journal", otherwise=why) from exc
 
 
 def _prepare(db: sqlite3.Connection, path: Path, *, create: bool) -> None:

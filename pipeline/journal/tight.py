@@ -22,16 +22,24 @@ Write = Callable[[Sequence[Handed]], Awaitable[None]]
 
 
 class Tight:
-    """``told`` hears, once, that the disk is full; ``needed`` says about how many bytes are wanted."""
+    """``full`` hears, once, that the disk is; ``needed`` says about how many bytes are wanted."""
 
-    def __init__(self, db: sqlite3.Connection, path: Path, reserve: Reserve) -> None:
+    def __init__(
+        self,
+        db: sqlite3.Connection,
+        path: Path,
+        reserve: Reserve,
+        *,
+        full: Callable[[PipelineError], None],
+        needed: Callable[[], float | None],
+    ) -> None:
         self._db = db
         self._path = path
         self._reserve = reserve
         self._unsaved: list[Handed] = []
         self._why: PipelineError | None = None
-        self.told: Callable[[PipelineError], None] = lambda _: None
-        self.needed: Callable[[], float | None] = lambda: None
+        self._full = full
+        self._needed = needed
 
     async def save(self, group: Sequence[Handed], write: Write, exc: sqlite3.OperationalError) -> list[Handed]:
         """As much of the group as fits; ``exc`` is how writing it failed. Raises that if room would not help."""
@@ -39,8 +47,8 @@ class Tight:
             raise exc
         roll_back(self._db)
         if self._why is None:
-            self._why = meaning(self._path, exc, needed=self.needed())
-            self.told(self._why)
+            self._why = meaning(self._path, exc, needed=self._needed())
+            self._full(self._why)
         if self._reserve.release() and await self._fits(group, write):
             return list(group)
         return await self._one_by_one(group, write)

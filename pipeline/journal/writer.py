@@ -59,7 +59,7 @@ class Writer:
         self._run = run
         self._slots = slots
         self._kept = kept
-        self.tight = tight
+        self._tight = tight
         self._gathered: list[Handed] = []
         self._committing: list[Handed] = []
         self._work = asyncio.Event()
@@ -114,9 +114,9 @@ class Writer:
                     await self._commit()
                 self._done()
             with sentences(self._path):
-                self._committing = await self.tight.last_try(self._transaction)
+                self._committing = await self._tight.last_try(self._transaction)
             self._done()
-            self.tight.check()
+            self._tight.check()
         finally:
             self._thread.shutdown(wait=True)
             if self._db.in_transaction:
@@ -126,7 +126,7 @@ class Writer:
         try:
             await self._transaction(self._committing)
         except sqlite3.OperationalError as exc:
-            self._committing = await self.tight.save(self._committing, self._transaction, exc)
+            self._committing = await self._tight.save(self._committing, self._transaction, exc)
 
     async def _transaction(self, group: Sequence[Handed]) -> None:
         self._insert([record for record, _ in group])
