@@ -67,7 +67,7 @@ BOMBS = [
     "{{ items|tojson(1000000000) }}",
     "{{ [[1], [2]]|sum(start=[]) }}",
     "{{ ('f' * 1000000)|int(base=16) }}",
-    "{{ long.rfind('b' ~ long[1:100000]) }}",
+    "{{ long.rsplit('b' ~ long[1:100000])|length }}",
     "{{ range(1000)|map(attribute='real' + '.real' * 10000)|list }}",
     "{{ range(0, 2305843009213693951 * 10000, 2305843009213693951)|unique|list }}",
     "{{ same|unique|list }}",

@@ -13,7 +13,7 @@ from decimal import Decimal
 from itertools import islice
 from typing import Any
 
-from pipeline.template.meter import CHARACTERS, Meter, TooMuchError
+from pipeline.template.meter import CHARACTERS, POWER, Meter, TooMuchError
 
 Price = Callable[..., None]
 WIDTH = 999
@@ -27,7 +27,6 @@ _SIGN = re.compile(r"%(?:%|[-+ #0]*(\*|[0-9]*)(?:\.(\*|[0-9]*))?(\(?))")
 _SPACES, _WORDS = re.compile(r"\s+"), re.compile(r"\w+")
 _TITLED = re.compile(r"[-\s({\[<]+")
 _LINES = re.compile(r"[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
-_CODECS = frozenset({"utf-8", "utf8", "ascii", "latin-1", "latin1", "utf-16", "utf-32"})
 
 
 def spec(form: str) -> None:
@@ -74,6 +73,12 @@ def _padded(meter: Meter, value: Any, width: Any = 80, *_: Any, **__: Any) -> No
     _width(width)
 
 
+def _narrow(size: Any) -> int:
+    if isinstance(size, int) and size > _INDENT:
+        raise TooMuchError(f"it indents, or ends lines, with more than {_INDENT} characters")
+    return max(size, 0) if isinstance(size, int) else 0
+
+
 def _pieces(meter: Meter, value: Any, pattern: re.Pattern[str], each: int = 1) -> None:
     """So many pieces as there are matches, counted no further than the steps reach."""
     meter.take(each * sum(1 for _ in islice(pattern.finditer(str(value)), meter.left + 1)))
@@ -101,74 +106,34 @@ def _split(meter: Meter, text: str, sign: Any = None, maxsplit: Any = -1) -> Non
         _pieces(meter, text, _SPACES)
 
 
-def _backwards(meter: Meter, text: str, sign: Any = None, *more: Any, **named: Any) -> None:
-    meter.take(len(text) * (len(sign) if isinstance(sign, str) else 1) // 1024)  # it may try every place anew
-
-
 def _rsplit(meter: Meter, text: str, sign: Any = None, maxsplit: Any = -1) -> None:
-    _backwards(meter, text, sign)
+    meter.take(len(text) * (len(sign) if isinstance(sign, str) else 1) // 1024)  # it may try every place anew
     _split(meter, text, sign, maxsplit)
 
 
-def _decoded(meter: Meter, data: bytes, encoding: Any = "utf-8", errors: Any = "strict") -> None:
-    if str(encoding).lower() not in _CODECS:
-        raise TooMuchError(f"{encoding!r} is no encoding for templates")
+def _free(names: str) -> dict[str, Price | None]:
+    return dict.fromkeys(names.split())
 
 
-_STR: dict[str, Price | None] = {
-    **dict.fromkeys(
-        [
-            "capitalize",
-            "casefold",
-            "count",
-            "endswith",
-            "find",
-            "format",
-            "index",
-            "isalnum",
-            "isalpha",
-            "isascii",
-            "isdecimal",
-            "isdigit",
-            "isidentifier",
-            "islower",
-            "isnumeric",
-            "isspace",
-            "istitle",
-            "isupper",
-            "lower",
-            "lstrip",
-            "partition",
-            "removeprefix",
-            "removesuffix",
-            "rstrip",
-            "startswith",
-            "strip",
-            "swapcase",
-            "title",
-            "upper",
-        ]
-    ),
-    **dict.fromkeys(("center", "ljust", "rjust", "zfill"), _padded),
-    **dict.fromkeys(("rfind", "rindex", "rpartition"), _backwards),
-    "join": _joined,
-    "replace": _replaced,
-    "rsplit": _rsplit,
-    "split": _split,
-    "splitlines": lambda meter, text, *_, **__: _pieces(meter, text, _LINES),
-}
-_DATE: dict[str, Price | None] = {
-    **dict.fromkeys(["date", "isocalendar", "isoformat", "isoweekday", "replace", "time", "weekday"]),
-    "strftime": lambda meter, value, form: spec(str(form)),
-}
 METHODS: Mapping[type | tuple[type, ...], Mapping[str, Price | None]] = {
-    str: _STR,
-    bytes: {"decode": _decoded, "hex": None},
-    dict: dict.fromkeys(("get", "items", "keys", "values")),
-    (list, tuple): dict.fromkeys(("count", "index")),
-    (date, time): _DATE,
-    timedelta: {"total_seconds": None},
-    (int, float, Decimal): {"is_integer": None},
+    str: {
+        **_free("capitalize casefold count endswith find format index isalnum isalpha isascii isdecimal isdigit"),
+        **_free("islower isnumeric isspace istitle isupper lower lstrip partition removeprefix removesuffix rstrip"),
+        **_free("startswith strip swapcase title upper"),
+        **dict.fromkeys(("center", "ljust", "rjust", "zfill"), _padded),
+        "join": _joined,
+        "replace": _replaced,
+        "rsplit": _rsplit,
+        "split": _split,
+        "splitlines": lambda meter, text, *_, **__: _pieces(meter, text, _LINES),
+    },
+    dict: _free("get items keys values"),
+    (list, tuple): _free("count index"),
+    (date, time): {
+        **_free("date isocalendar isoformat isoweekday replace time weekday"),
+        "strftime": lambda meter, value, form: spec(str(form)),
+    },
+    timedelta: _free("total_seconds"),
 }
 
 
@@ -181,12 +146,8 @@ def methods_of(value: Any) -> Mapping[str, Price | None]:
 
 
 def _indented(meter: Meter, value: Any, width: Any = 4, *_: Any, **__: Any) -> None:
-    size = len(width) if isinstance(width, str) else width
-    if isinstance(size, int):
-        if size > _INDENT:
-            raise TooMuchError(f"it indents by more than {_INDENT} characters")
-        text = str(value)
-        meter.text(len(text) + text.count("\n") * max(size, 0))
+    text, size = str(value), _narrow(len(width) if isinstance(width, str) else width)
+    meter.text(len(text) + text.count("\n") * size)
 
 
 def _wrapped(meter: Meter, value: Any, width: Any = 79, *more: Any, **named: Any) -> None:
@@ -194,8 +155,8 @@ def _wrapped(meter: Meter, value: Any, width: Any = 79, *more: Any, **named: Any
     _pieces(meter, text, _SPACES, 2)
     longest = max(map(len, text.split()), default=0)
     meter.take(longest // size * longest // 1024)  # a word longer than a line is cut off again and again
-    if any(isinstance(sign, str) and len(sign) > _INDENT for sign in (*more, *named.values())):
-        raise TooMuchError(f"it ends lines with more than {_INDENT} characters")
+    for sign in (*more, *named.values()):
+        _narrow(len(sign) if isinstance(sign, str) else 0)
 
 
 def _cut(meter: Meter, value: Any, pieces: Any = 1, *fill: Any, **named: Any) -> None:
@@ -207,7 +168,8 @@ def _cut(meter: Meter, value: Any, pieces: Any = 1, *fill: Any, **named: Any) ->
 
 
 def _rounded(meter: Meter, value: Any, precision: Any = 0, *_: Any, **__: Any) -> None:
-    meter.power(precision)
+    if isinstance(precision, int) and abs(precision) > POWER:
+        raise TooMuchError(f"it rounds to more than {POWER} places")
 
 
 def _int(meter: Meter, value: Any, *_: Any, **__: Any) -> None:
@@ -225,10 +187,7 @@ def _listed(meter: Meter, value: Any) -> None:
 
 
 def _as_json(meter: Meter, value: Any, indent: Any = None) -> None:
-    size = indent if isinstance(indent, int) else 0
-    if size > _INDENT:
-        raise TooMuchError(f"it indents by more than {_INDENT} characters")
-    meter.walk(value, indent=max(size, 0))
+    meter.walk(value, indent=_narrow(indent))
 
 
 def _stripped(meter: Meter, value: Any) -> None:
@@ -246,40 +205,8 @@ def _format(meter: Meter, value: Any, *values: Any, **_: Any) -> None:
 
 SHALLOW = frozenset({"count", "d", "default", "first", "last", "length", "items", "list"})  # do not look into members
 FILTERS: Mapping[str, Price | None] = {
-    **dict.fromkeys(
-        [
-            "abs",
-            "capitalize",
-            "count",
-            "d",
-            "default",
-            "dictsort",
-            "e",
-            "escape",
-            "first",
-            "float",
-            "groupby",
-            "items",
-            "last",
-            "length",
-            "lower",
-            "map",
-            "max",
-            "min",
-            "reject",
-            "rejectattr",
-            "reverse",
-            "safe",
-            "select",
-            "selectattr",
-            "sort",
-            "string",
-            "trim",
-            "truncate",
-            "upper",
-            "urlencode",
-        ]
-    ),
+    **_free("abs capitalize count d default dictsort e escape first float groupby items last length lower map max min"),
+    **_free("reject rejectattr reverse safe select selectattr sort string trim truncate upper urlencode"),
     "batch": _cut,
     "center": _padded,
     "format": _format,
@@ -299,40 +226,6 @@ FILTERS: Mapping[str, Price | None] = {
     "wordwrap": _wrapped,
 }
 TESTS = frozenset(
-    [
-        "!=",
-        "<",
-        "<=",
-        "==",
-        ">",
-        ">=",
-        "boolean",
-        "defined",
-        "divisibleby",
-        "eq",
-        "equalto",
-        "even",
-        "false",
-        "float",
-        "ge",
-        "greaterthan",
-        "gt",
-        "in",
-        "integer",
-        "iterable",
-        "le",
-        "lessthan",
-        "lower",
-        "lt",
-        "mapping",
-        "ne",
-        "none",
-        "number",
-        "odd",
-        "sequence",
-        "string",
-        "true",
-        "undefined",
-        "upper",
-    ]
+    _free("!= < <= == > >= boolean defined divisibleby eq equalto even false float ge greaterthan gt in integer")
+    | _free("iterable le lessthan lower lt mapping ne none number odd sequence string true undefined upper")
 )

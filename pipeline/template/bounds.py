@@ -30,7 +30,7 @@ _PART = 5  # steps: the sandbox looks at each part of a path for what is private
 _JINJAS = frozenset({"_loop_vars", "_block_vars"})  # what a call in a loop is given besides
 _RANGE = 100_000
 _METHODS = (types.MethodType, types.BuiltinMethodType)
-_LAZY: tuple[type, ...] = (Iterator, type({}.keys()), type({}.values()), type({}.items()))
+_LAZY: Any = (Iterator, type({}.keys()), type({}.values()), type({}.items()))
 
 
 class Bounded(jinja2.sandbox.ImmutableSandboxedEnvironment):
@@ -62,16 +62,13 @@ class Bounded(jinja2.sandbox.ImmutableSandboxedEnvironment):
             raise jinja2.TemplateSyntaxError(
                 "a prompt is one text: no include, import, extends, autoescape", node.lineno
             )
-        for kind, what, names in (
-            (jinja2.nodes.Filter, "filter", allowed.FILTERS),
-            (jinja2.nodes.Test, "test", allowed.TESTS),
-        ):
-            for found in tree.find_all(kind):
-                if found.name not in names:
-                    there = ", ".join(sorted(names))
-                    raise jinja2.TemplateSyntaxError(
-                        f"No {what} named {found.name!r} in templates here; there are: {there}", found.lineno
-                    )
+        for found in tree.find_all((jinja2.nodes.Filter, jinja2.nodes.Test)):
+            what, names = (
+                ("filter", allowed.FILTERS) if isinstance(found, jinja2.nodes.Filter) else ("test", allowed.TESTS)
+            )
+            if found.name not in names:
+                words = f"No {what} named {found.name!r} here; there are: {', '.join(sorted(names))}"
+                raise jinja2.TemplateSyntaxError(words, found.lineno)
 
     def compiled(self, tree: jinja2.nodes.Template) -> jinja2.Template:
         """A compiled text that counts its steps."""
@@ -137,9 +134,7 @@ class Bounded(jinja2.sandbox.ImmutableSandboxedEnvironment):
             meter.walk(named)
             if isinstance(__obj, _METHODS) and isinstance(owner := __obj.__self__, DATA):
                 __self._before_method(owner, __obj.__name__, args, named)
-        found = super().call(__context, __obj, *args, **kwargs)
-        if isinstance(found, _LAZY):
-            found = list(found)
+        found = _at_once(super().call(__context, __obj, *args, **kwargs))
         meter.number(found)
         meter.touch(found)
         return found
@@ -193,9 +188,7 @@ class Bounded(jinja2.sandbox.ImmutableSandboxedEnvironment):
                 meter.walk(kwargs)
             if price is not None:
                 price(meter, *args[offset:], **kwargs)
-            found = made(*args, **kwargs)
-            if isinstance(found, _LAZY):
-                found = list(found)
+            found = _at_once(made(*args, **kwargs))
             if not shallow:
                 meter.touch(found)
             return found
@@ -218,6 +211,10 @@ class _Formatter(jinja2.sandbox.SandboxedFormatter):
     def convert_field(self, value: Any, conversion: Any) -> Any:
         self._env.meter.walk(value)
         return super().convert_field(value, conversion)
+
+
+def _at_once(found: Any) -> Any:
+    return list(found) if isinstance(found, _LAZY) else found
 
 
 def _range(*bounds: int) -> list[int]:

@@ -107,11 +107,6 @@ class Meter:
         if isinstance(power, int) and isinstance(base, int | Decimal):
             self.bits(abs(power) * (base.bit_length() if isinstance(base, int) else 1))
 
-    def power(self, ten: Any) -> None:
-        """Check how many places a number is rounded to."""
-        if isinstance(ten, int) and abs(ten) > POWER:
-            raise TooMuchError(f"it rounds to more than {POWER} places")
-
 
 def _members(value: Any) -> Iterator[Any] | None:
     if isinstance(value, dict):
