@@ -26,7 +26,7 @@ from pipeline.template.meter import CHARACTERS, DATA, STEPS, TEXT, Meter, TooMuc
 TURNS, JOINED, WALKED = "turns of a loop", "joined text", "a value made or compared"
 _FROM_FILES = (jinja2.nodes.Include, jinja2.nodes.Import, jinja2.nodes.FromImport, jinja2.nodes.Extends)
 _REFUSED = (*_FROM_FILES, jinja2.nodes.EvalContextModifier)
-_PART = 5  # steps: the sandbox looks at each part of a path for what is private
+_PART = 8  # steps: the sandbox looks at each part of a path for what is private
 _JINJAS = frozenset({"_loop_vars", "_block_vars"})  # what a call in a loop is given besides
 _RANGE = 100_000
 _METHODS = (types.MethodType, types.BuiltinMethodType)
