@@ -68,6 +68,7 @@ BOMBS = [
     "{{ [[1], [2]]|sum(start=[]) }}",
     "{{ ('f' * 1000000)|int(base=16) }}",
     "{{ long.rsplit('b' ~ long[1:100000])|length }}",
+    "{{ long }}{{ row['long'] }}" * 200,
     "{{ range(1000)|map(attribute='real' + '.real' * 10000)|list }}",
     "{{ range(0, 2305843009213693951 * 10000, 2305843009213693951)|unique|list }}",
     "{{ same|unique|list }}",

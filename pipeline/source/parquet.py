@@ -10,8 +10,8 @@ from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.source import values
-from pipeline.source.portions import Portions
 from pipeline.source.file import InputFile, OnError, place, reading, refuse, shown
+from pipeline.source.portions import Portions
 from pipeline.visible import listed
 
 

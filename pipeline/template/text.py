@@ -26,6 +26,15 @@ _MISFITS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError,
 _BRACES = re.compile(r"\{\s*(\w+)\s*\}")
 _NAMES = (jinja2.nodes.Name, jinja2.nodes.NSRef)
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # another one each time, and so another row
+_SMALL = frozenset({str, int, float, bool})  # written as they are; how long a text is counts in the whole
+_PLAIN = (
+    jinja2.nodes.Output,
+    jinja2.nodes.TemplateData,
+    jinja2.nodes.Name,
+    jinja2.nodes.Const,
+    jinja2.nodes.Getattr,
+    jinja2.nodes.Getitem,
+)
 _SAID = 300  # characters
 
 
@@ -87,7 +96,7 @@ def environment_for(columns: Collection[str]) -> Environment:
 
 
 def _finalize(meter: Meter, value: Any) -> Any:
-    if type(value) is str:
+    if type(value) in _SMALL:
         return value
     if value is None:
         raise RowError("null_field", "a value that the template writes is null; say what to write then: {{ x or '' }}")
@@ -133,6 +142,7 @@ class Text:
             self._names = sorted(jinja2.meta.find_undeclared_variables(tree))
             nodes: list[Any] = list(tree.find_all(_NAMES))
             lines = {node.name: node.lineno for node in sorted(nodes, key=lambda node: -node.lineno)}
+            self._plain = all(isinstance(node, _PLAIN) for node in tree.find_all(jinja2.nodes.Node))
             self._template = environment.compiled(tree)
         except jinja2.TemplateSyntaxError as exc:
             raise TemplateError(f"request.{what}, line {exc.lineno}: {exc.message}") from None
@@ -158,10 +168,14 @@ class Text:
         """The text for one row. Raises ``RowError``."""
         self._environment.meter.left = STEPS
         try:
-            names = {name: _with_nulls(data[name], name) for name in self._names if name in data}
-            if "row" in self._names:
-                names.setdefault("row", _with_nulls(data, "row"))
-            return self._written({**self._globals, **names})
+            names = self._globals.copy()
+            for name in self._names:
+                if name in data:
+                    value = data[name]
+                    names[name] = value if type(value) in _SMALL else _with_nulls(value, name)
+                elif name == "row":
+                    names[name] = _with_nulls(data, name)
+            return self._written(names)
         except jinja2.TemplateError as exc:
             raise RowError("template_error", f"the template does not fit this row: {_words(exc)}") from exc
         except _MISFITS as exc:
@@ -171,7 +185,12 @@ class Text:
         """What ``Template.render`` does, but for the two sets and a map that it makes anew of the globals each time."""
         template = self._template
         context = jinja2.runtime.new_context(self._environment, template.name, template.blocks, names, shared=True)
-        return self._environment.concat(template.root_render_func(context))
+        pieces = template.root_render_func(context)
+        if not self._plain:
+            return self._environment.concat(pieces)
+        written = list(pieces)  # as many as the template has, so that they need no counting while they come
+        self._environment.meter.fits(sum(map(len, written)))
+        return "".join(written)
 
 
 def _words(exc: BaseException) -> str:
