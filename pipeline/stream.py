@@ -7,6 +7,7 @@ no ``[DONE]`` and the other does (both measured), and a cut connection looks lik
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import Any
 
 from pipeline.jsonio import loads, text_or_json
@@ -20,6 +21,7 @@ _STATUS_OF_TYPE = {
     "UnprocessableEntityError": 422,
     "RateLimitError": 429,
 }
+_BOM = b"\xef\xbb\xbf"
 _ERROR_STATUS = re.compile("[45][0-9][0-9]")
 
 
@@ -28,6 +30,7 @@ class Assembly:
 
     def __init__(self) -> None:
         self._rest: list[bytes] = []  # of a line whose end has not come; joined once, however many pieces it comes in
+        self._first = True
         self._head: dict[str, Any] = {}
         self._choices: dict[int, dict[str, Any]] = {}
         self._usage: dict[str, Any] | None = None
@@ -42,6 +45,11 @@ class Assembly:
             return
         lines = b"".join([*self._rest, ended]).split(b"\n")
         self._rest = [rest]
+        if self._first:
+            self._first, lines[0] = False, lines[0].removeprefix(_BOM)
+        self._take(lines)
+
+    def _take(self, lines: list[bytes]) -> None:
         try:
             for line in lines:
                 if line[:5] == b"data:":
@@ -110,6 +118,9 @@ class Assembly:
 
     def whole(self, status: int) -> tuple[int, dict[str, Any] | None]:
         """Status and body as they would have been without streaming; a body of None when the stream ended too early."""
+        if self._rest:
+            with suppress(ValueError):  # half an event
+                self.feed(b"\n")
         if self.error is not None:
             return self.error_status(), {"error": self.error}
         return status, self.body() if self.complete else None

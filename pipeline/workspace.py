@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from pipeline.progress import shown_in
 from pipeline.readable import read_text
 from pipeline.records import EMBEDDINGS
 from pipeline.sink import Layout, layout
-from pipeline.source import InputFile, chunks, column_names, find
+from pipeline.source import InputFile, chunks, column_names, find, matches
 from pipeline.template import Images, Template, spec_digest
 from pipeline.visible import listed
 
@@ -217,10 +216,7 @@ def _would_be_found(output: Path, source: str) -> bool:
     folder = Path(source)
     if folder.is_dir():
         return output.is_relative_to(folder)
-    if "**" in source:
-        return fnmatchcase(str(output), source)
-    parts = tuple(zip(output.parts, folder.parts, strict=False))
-    return len(output.parts) == len(folder.parts) and all(fnmatchcase(name, pattern) for name, pattern in parts)
+    return matches(output.parts, folder.parts)
 
 
 def _files_again(job: Job, folder: Path) -> list[InputFile]:

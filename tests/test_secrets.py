@@ -6,6 +6,7 @@ import asyncio
 import base64
 import gzip
 import os
+import re
 import subprocess
 import sys
 import time
@@ -160,6 +161,42 @@ def test_a_key_in_the_events_of_a_stream_is_taken_out() -> None:
     found, _ = asked([head, *pieces], stream=True)
     assert found.json["choices"][0]["message"]["content"] == "[key]"
     assert not leaks_in(repr(found))
+
+
+def _escaped(key: str, form: str = "\\u%04x") -> str:
+    return "".join(form % ord(sign) for sign in key)
+
+
+ODD = 'sk-"odd"/\\key-0123456789'
+SPELLINGS: dict[str, Callable[[str], str]] = {
+    "escaped": _escaped,
+    "escaped in capitals": lambda key: _escaped(key, "\\u%04X"),
+    "an event": lambda key: f'"}}\n\ndata: {{"error": "{_escaped(key)}"}}\n\ndata: {{"x": "',
+    "JSON within JSON": lambda key: orjson.dumps(f'{{"error": "{_escaped(key)}"}}').decode()[1:-1],
+    "a quoted key within JSON": lambda key: orjson.dumps(orjson.dumps({"error": key}).decode()).decode()[1:-1],
+    "one letter": lambda key: _escaped(key[0]) + key[1:].replace("\\", "\\\\").replace('"', '\\"'),
+    "percent": lambda key: _escaped(key, "%%%02x"),
+    "percent in capitals": lambda key: _escaped(key, "%%%02X"),
+    "hex": lambda key: key.encode().hex(),
+    "hex in capitals": lambda key: key.encode().hex().upper(),
+}
+
+
+@pytest.mark.parametrize("key", [KEY, ODD])
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_a_key_is_found_however_it_is_spelled(spelling: str, key: str) -> None:
+    whole = '{"error": "no key %s here: 100%% \\u00e9 \\u0022 a\\/b"}'
+    spelled = whole % SPELLINGS[spelling](key)
+    found = Secret(key).out_of_body(spelled.encode(), is_answer=False).decode()
+    assert found == whole % re.sub(r"(\\\\?u0040|%40|40|@)+", "[key]", SPELLINGS[spelling]("@@"))
+    assert "[key]" in Secret(key).out_of(spelled)
+    assert Secret("sk-another-key-0123456789").out_of_body(spelled.encode(), is_answer=False).decode() == spelled
+
+
+def test_a_body_of_backslashes_is_no_trouble() -> None:
+    body, began = b"\\" * (8 << 20) + b"\\u00", time.monotonic()
+    assert Secret(ODD).out_of_body(body, is_answer=False) == body
+    assert time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize("at", range(465, 505, 4))

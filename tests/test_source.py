@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import InputError
 from pipeline.jsonio import dumps, loads
-from pipeline.source import InputFile, arrow_schema, chunks, column_names, find, place
+from pipeline.source import InputFile, arrow_schema, chunks, column_names, find, matches, place
 
 PACK: dict[str, Callable[[bytes], bytes]] = {
     "": bytes,
@@ -174,7 +174,10 @@ def test_surrogates_are_replaced_and_big_integers_kept() -> None:
         ("{}".encode("utf-16"), "bad.jsonl: looks like UTF-16; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)"),
         ("{}".encode("utf-16-be"), "bad.jsonl: looks like UTF-16; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)"),
         (b'{}\n{"a": "%s"}' % (b"x" * 99), "bad.jsonl:2: a line of more than 64 bytes; one record, one line"),
-        (gzip.compress(b"{}"), "bad.jsonl: the name says plain text, the content is gzip; give it the right ending"),
+        (
+            gzip.compress(b"{}", mtime=0),
+            "bad.jsonl: the name says plain text, the content is gzip; give it the right ending",
+        ),
     ],
 )
 def test_bad_json_lines_are_named(content: bytes, message: str) -> None:
@@ -530,6 +533,10 @@ def test_find_takes_files_patterns_and_folders(monkeypatch: pytest.MonkeyPatch) 
     assert found("d/x[1].tsv") == ["d/x[1].tsv"]
     assert found("d/[a]*.csv") == ["d/a.csv"]
     assert found("**/*.csv", base="d") == ["d/_SUCCESS.csv", "d/_tmp/a.csv", "d/a.csv"]
+    assert found("d/**/a.csv") == found("d/**/[!b].csv") == found("d/**/?.csv") == ["d/_tmp/a.csv", "d/a.csv"]
+    for spec in ("**/d?a.csv", "**/d[!x]a.csv", "d/**?a.csv", "**/*d*a.csv", "**/_tmp[!x]a.csv"):
+        with pytest.raises(InputError, match="no file matches this pattern"):
+            find(spec, base=Path.cwd())
     assert found("d/out.csv.run/*.csv") == ["d/out.csv.run/a.csv"]
     monkeypatch.setenv("HOME", str(Path.cwd() / "d"))
     assert found("~/a.csv", base="/") == found("~/a*.csv", base="/") == ["d/a.csv"]
@@ -545,6 +552,29 @@ def test_find_takes_files_patterns_and_folders(monkeypatch: pytest.MonkeyPatch) 
         "d/B.JSONL.gz:7",
         "/x/p.pq row 7",
     )
+
+
+@pytest.mark.parametrize(
+    ("path", "pattern", "fits"),
+    [
+        ("/a/b.csv", "/a/b.csv", True),
+        ("/a/b.csv", "/**/b.csv", True),
+        ("/b.csv", "/**/b.csv", True),
+        ("/a/b.csv", "/a/**", True),
+        ("/a/b/c/d.csv", "/**/b/**/*.csv", True),
+        ("/a/b/c/d.csv", "/**/[!x]/?.csv", True),
+        ("/a", "/a/**", False),
+        ("/a/b.csv", "/a?b.csv", False),
+        ("/a/b.csv", "/**/a?b.csv", False),
+        ("/a/b.csv", "/a[!x]b.csv", False),
+        ("/a/b.csv", "/*.csv", False),
+        ("/a/b/c.csv", "/a/*.csv", False),
+        ("/a/B.csv", "/**/b.csv", False),
+        ("/a/b.csv/x", "/**/b.csv", False),
+    ],
+)
+def test_a_sign_of_a_pattern_stands_for_no_slash(path: str, pattern: str, fits: bool) -> None:
+    assert matches(Path(path).parts, Path(pattern).parts) is fits
 
 
 @pytest.mark.parametrize(

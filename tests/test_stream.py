@@ -64,6 +64,33 @@ def test_without_finish_reason_or_done_it_is_not_complete(left_out: int) -> None
     assert not assembly.complete
 
 
+@pytest.mark.parametrize("piece", [1, 2, 7, 10_000])
+@pytest.mark.parametrize("newline", [b"\n", b"\r\n"])
+def test_a_byte_order_mark_and_a_missing_last_newline_cost_no_event(newline: bytes, piece: int) -> None:
+    data = b"\xef\xbb\xbf" + events(LITELLM, newline=newline).rstrip()
+    assembly = Assembly()
+    for at in range(0, len(data), piece):
+        assembly.feed(data[at : at + piece])
+    status, body = assembly.whole(200)
+    assert status == 200
+    assert body is not None
+    assert body["choices"][0]["message"]["content"] == "Grüß Gott 🚀"
+    assert body["id"] == "c1"
+
+
+@pytest.mark.parametrize("end", [b"data: [DO", b'data: {"error": {"message": "g', b"data:", b"dat"])
+def test_half_an_event_at_the_end_is_a_cut_and_no_nonsense(end: bytes) -> None:
+    assembly = Assembly()
+    assembly.feed(events(LITELLM, done=False) + end)
+    assert assembly.whole(200) == (200, None)
+
+
+def test_an_error_without_a_last_newline_is_that_error() -> None:
+    assembly = Assembly()
+    assembly.feed(b'data: {"error": {"message": "gone", "code": 503}}')
+    assert assembly.whole(200) == (503, {"error": {"message": "gone", "code": 503}})
+
+
 def test_an_error_event_is_that_error_with_and_without_done() -> None:
     litellm = {"error": {"message": "litellm.APIConnectionError: gone", "type": None, "param": None, "code": "500"}}
     lumen = {"error": {"message": "This model's maximum context length is 8192 tokens.", "type": "BadRequestError"}}

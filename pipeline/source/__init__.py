@@ -12,11 +12,11 @@ from typing import Any, Protocol
 from pipeline.errors import InputError
 from pipeline.source import csvfile, jsonl, parquet
 from pipeline.source.file import InputFile, place
-from pipeline.source.find import find
+from pipeline.source.find import find, matches
 from pipeline.source.lines import MAX_LINE_BYTES
 from pipeline.source.parquet import arrow_schema
 
-__all__ = ["Chunk", "InputFile", "arrow_schema", "chunks", "column_names", "find", "place"]
+__all__ = ["Chunk", "InputFile", "arrow_schema", "chunks", "column_names", "find", "matches", "place"]
 
 
 class Chunk(Protocol):

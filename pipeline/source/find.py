@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import fnmatch
 import glob
 import os
-import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NoReturn
 
@@ -48,7 +47,7 @@ def _paths(spec: str, base: Path) -> list[Path]:
         raise InputError("the input path is empty; name a file, a pattern or a folder")
     path = base / _expanded(spec)
     if path.is_dir():
-        paths = sorted(_walk(path))
+        paths = sorted(found for found in _walk(path, _set_aside) if _kind(found.name))
         expected = f"no input file in this folder; expected names that end in {ENDINGS}"
     elif path.exists():
         return [_without_dots(path)]
@@ -75,15 +74,14 @@ def _without_dots(path: Path) -> Path:
     return path.parent.resolve() / path.name if ".." in path.parts else path
 
 
-def _walk(folder: Path, *, known: bool = True) -> Iterator[Path]:
-    """Input files below ``folder``, or unless ``known`` all files that a pattern finds; links to folders are followed, but none is entered twice."""
+def _walk(folder: Path, apart: Callable[..., bool]) -> Iterator[Path]:
+    """Files below ``folder`` but those set ``apart``; links to folders are followed, but none is entered twice."""
     entered: set[str] = set()
     for root, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
         real = os.path.realpath(root)
-        apart = _set_aside if known else _hidden
         folders[:] = [] if real in entered else sorted(name for name in folders if not apart(name, folder=True))
         if real not in entered:
-            yield from (Path(root, name) for name in names if (_kind(name) or not known) and not apart(name))
+            yield from (Path(root, name) for name in names if not apart(name))
         entered.add(real)
 
 
@@ -110,19 +108,20 @@ def _matches(pattern: Path, base: Path) -> Iterator[Path]:
 def _matches_below(pattern: Path) -> Iterator[Path]:
     """``**``: glob goes round in links to folders that hold them; here none is entered twice."""
     at = pattern.parts.index("**")
-    tops = glob.glob(str(Path(*pattern.parts[:at])))  # noqa: PTH207 - hidden names are passed over here
-    signs = ["(?:[^/]+/)*" if part == "**" else _as_regex(part) + "/" for part in pattern.parts[at:-1]]
-    last = pattern.parts[-1]
-    whole = re.compile("".join(signs) + ("[^/]+" if last == "**" else _as_regex(last)))
-    for top in tops:
-        for path in _walk(Path(top), known=False):
-            if whole.fullmatch(path.relative_to(top).as_posix()):
+    for top in glob.glob(str(Path(*pattern.parts[:at]))):  # noqa: PTH207 - hidden names are passed over here
+        for path in _walk(Path(top), _hidden):
+            if matches(path.relative_to(top).parts, pattern.parts[at:]):
                 yield path
 
 
-def _as_regex(part: str) -> str:
-    """One part of a pattern: no sign in it stands for the slash."""
-    return fnmatch.translate(part).removesuffix(r"\Z").replace("(?s:.*", "(?s:[^/]*").replace(".*", "[^/]*")
+def matches(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
+    """Whether the parts of a path fit those of a pattern: ``**`` is any number of folders, and no sign stands for a slash."""
+    if not pattern or not parts:
+        return not pattern and not parts
+    if pattern[0] == "**":
+        rest = pattern[1:]
+        return not rest or any(matches(parts[at:], rest) for at in range(len(parts)))
+    return fnmatchcase(parts[0], pattern[0]) and matches(parts[1:], pattern[1:])
 
 
 def _input_file(path: Path) -> InputFile:

@@ -10,8 +10,8 @@ from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.source import values
-from pipeline.source.batches import Batches
 from pipeline.source.file import InputFile, OnError, place, reading, refuse, shown
+from pipeline.source.portions import Portions
 from pipeline.visible import listed
 
 
@@ -74,8 +74,8 @@ def chunks(file: InputFile, *, size: int, start: int, columns: Sequence[str] | N
         picked = names if columns is None else _picked(file, names, columns)
         plan = [values.column(parquet.schema_arrow.field(name)) for name in picked]
         groups, first = _groups(parquet.metadata, start)
-        with closing(Batches(file, parquet.metadata, parquet.schema, picked)) as batches:
-            for batch in _batches(parquet, groups, picked, lambda group: batches.rows(group, size)):
+        with closing(Portions(file, parquet.metadata, parquet.schema, picked)) as portions:
+            for batch in _batches(parquet, groups, picked, lambda group: portions.rows(group, size)):
                 skip = min(max(0, start - first), batch.num_rows)
                 if skip < batch.num_rows:
                     # Arrow also gives "a.b" of a struct "a" when asked for a column that is called "a.b".

@@ -8,6 +8,7 @@ each member of the lists and each 128 characters of the text that go in and come
 from __future__ import annotations
 
 from collections.abc import Iterator, Sized
+from datetime import date, time, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -19,6 +20,8 @@ CHARACTERS = 128  # of text, for a step: 256 million in all
 TEXT = 64 << 20  # characters of one text: as much as a line of the input may have
 BITS = 1 << 14  # of a whole number: 4,932 digits, more than Python writes
 POWER = 400  # of ten: past what a float holds
+HASHES = (1 << 61) - 1  # whole numbers beyond have the hash of a smaller one
+DATA = (str, bytes, int, float, Decimal, list, tuple, dict, date, time, timedelta, jinja2.Undefined, type(None))
 _UNSIZED = (jinja2.Undefined, jinja2.runtime.LoopContext)
 _ADVICE = "make the template simpler, or the row smaller"
 
@@ -58,8 +61,12 @@ class Meter:
         elif isinstance(value, Sized) and not isinstance(value, _UNSIZED):
             self.take(len(value))
 
-    def walk(self, value: Any, *, indent: int = 0) -> None:
-        """Go over a value and all in it, as writing and comparing do: a list may hold one list a thousand times."""
+    def walk(self, value: Any, *, indent: int = 0, colliding: int = 0) -> None:
+        """Go over a value and all in it, as writing and comparing do: a list may hold one list a thousand times.
+
+        All must be data: a function is written as its address in memory, which is another request each time. ``indent``
+        characters more a level, ``colliding`` steps more for a number that may have another's hash.
+        """
         if isinstance(value, str | bytes):
             self.text(len(value))
             return
@@ -67,6 +74,8 @@ class Meter:
         while todo:
             for item in todo[-1]:
                 self._enter(item, len(todo) * indent)
+                if colliding and (isinstance(item, Decimal) or (isinstance(item, int) and abs(item) >= HASHES)):
+                    self.take(colliding)
                 if members := _members(item):
                     todo.append(members)
                     break
@@ -74,6 +83,8 @@ class Meter:
                 todo.pop()
 
     def _enter(self, value: Any, indent: int) -> None:
+        if not isinstance(value, DATA):
+            raise jinja2.TemplateRuntimeError(f"a {type(value).__name__} is no value: call it, or take it out")
         self.take(1 + (indent + (len(value) if isinstance(value, str | bytes) else 0)) // CHARACTERS)
         self.number(value)
 
@@ -91,13 +102,13 @@ class Meter:
         if bits > BITS:
             raise TooMuchError(f"it counts with numbers of more than {BITS:,} bits")
 
-    def power(self, ten: Any) -> None:
-        """Check how many places a number is rounded to."""
-        if isinstance(ten, int) and abs(ten) > POWER:
-            raise TooMuchError(f"it rounds to more than {POWER} places")
+    def raised(self, base: Any, power: Any) -> None:
+        """Check a power before it is made."""
+        if isinstance(power, int) and isinstance(base, int | Decimal):
+            self.bits(abs(power) * (base.bit_length() if isinstance(base, int) else 1))
 
 
 def _members(value: Any) -> Iterator[Any] | None:
     if isinstance(value, dict):
         return (part for pair in value.items() for part in pair)
-    return iter(value) if isinstance(value, list | tuple | set | frozenset) else None
+    return iter(value) if isinstance(value, list | tuple) else None

@@ -6,8 +6,6 @@ import difflib
 import json
 import re
 from collections.abc import Collection
-from datetime import date, time, timedelta
-from decimal import Decimal
 from functools import partial
 from typing import Any
 
@@ -24,13 +22,20 @@ from pipeline.template.bounds import Bounded
 from pipeline.template.meter import STEPS, Meter
 from pipeline.visible import listed
 
-_MISFITS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError, MemoryError)
+_MISFITS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError, MemoryError)
 _BRACES = re.compile(r"\{\s*(\w+)\s*\}")
-_FROM_FILES = (jinja2.nodes.Include, jinja2.nodes.Import, jinja2.nodes.FromImport, jinja2.nodes.Extends)
 _NAMES = (jinja2.nodes.Name, jinja2.nodes.NSRef)
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # another one each time, and so another row
-WORDS_CHARACTERS = 300
-_WRITABLE = (str, int, float, Decimal, date, time, timedelta, list, tuple, dict, jinja2.Undefined)
+_SMALL = frozenset({str, int, float, bool})  # written as they are; how long a text is counts in the whole
+_PLAIN = (
+    jinja2.nodes.Output,
+    jinja2.nodes.TemplateData,
+    jinja2.nodes.Name,
+    jinja2.nodes.Const,
+    jinja2.nodes.Getattr,
+    jinja2.nodes.Getitem,
+)
+_SAID = 300  # characters
 
 
 class Null(jinja2.Undefined):
@@ -84,8 +89,6 @@ def environment_for(columns: Collection[str]) -> Environment:
     environment.finalize = partial(_finalize, environment.meter)
     environment.tests["none"] = lambda value: value is None or isinstance(value, Null)
     environment.filters["tojson"] = _tojson
-    # Chance has no place here: a request is composed more than once, and is known by its fingerprint.
-    del environment.filters["random"], environment.globals["lipsum"]
     environment.seal()
     for name in columns:
         environment.globals.pop(name, None)  # a column called "range" is no function in rows that lack it
@@ -93,18 +96,14 @@ def environment_for(columns: Collection[str]) -> Environment:
 
 
 def _finalize(meter: Meter, value: Any) -> Any:
-    if type(value) is str:
-        return value
-    if isinstance(value, _WRITABLE):
-        meter.walk(value)  # a list is written with all that is in it
+    if type(value) in _SMALL:
         return value
     if value is None:
         raise RowError("null_field", "a value that the template writes is null; say what to write then: {{ x or '' }}")
     if isinstance(value, bytes):
         raise RowError("binary_field", "a value that the template writes is binary, not text")
-    # Functions and generators would be written as their address in memory: another request each time.
-    found = type(value).__name__
-    raise RowError("template_error", f"the template writes a {found}, not a value; call it, or add |list")
+    meter.walk(value)  # a list is written with all that is in it
+    return value
 
 
 def _tojson(value: Any, indent: int | None = None) -> str:
@@ -139,7 +138,12 @@ class Text:
     def __init__(self, environment: Environment, what: str, text: str, columns: Collection[str]) -> None:
         try:
             tree = environment.parse(text)
-            self._template = environment.template(text)
+            environment.check(tree)
+            self._names = sorted(jinja2.meta.find_undeclared_variables(tree))
+            nodes: list[Any] = list(tree.find_all(_NAMES))
+            lines = {node.name: node.lineno for node in sorted(nodes, key=lambda node: -node.lineno)}
+            self._plain = all(isinstance(node, _PLAIN) for node in tree.find_all(jinja2.nodes.Node))
+            self._template = environment.compiled(tree)
         except jinja2.TemplateSyntaxError as exc:
             raise TemplateError(f"request.{what}, line {exc.lineno}: {exc.message}") from None
         except (
@@ -148,34 +152,30 @@ class Text:
             ArithmeticError,
             RecursionError,
             MemoryError,
-        ) as exc:  # what Python cannot compile
+        ) as exc:  # Python cannot compile it
             raise TemplateError(
                 f"request.{what}: too large or too deeply nested for a template ({_words(exc)})"
             ) from exc
-        for node in tree.find_all(_FROM_FILES):
-            raise TemplateError(
-                f"request.{what}, line {node.lineno}: a prompt is one template: no include, import, extends"
-            )
         self._environment = environment
         self._globals = dict(self._template.globals)  # as a chain of maps it would be walked for every row
-        self._names = sorted(jinja2.meta.find_undeclared_variables(tree))
         if what == "prompt" and not self._names:
             _check_braces(text, columns)
         for name in self._names:
             if name not in columns and name != "row" and name not in environment.globals:
-                line = min(
-                    (node.lineno for node in tree.find_all(_NAMES) if getattr(node, "name", "") == name), default=1
-                )
-                raise TemplateError(f"request.{what}, line {line}: {no_column(name, columns)}")
+                raise TemplateError(f"request.{what}, line {lines.get(name, 1)}: {no_column(name, columns)}")
 
     def render(self, data: dict[str, Any]) -> str:
         """The text for one row. Raises ``RowError``."""
         self._environment.meter.left = STEPS
         try:
-            names = {name: _with_nulls(data[name], name) for name in self._names if name in data}
-            if "row" in self._names:
-                names.setdefault("row", _with_nulls(data, "row"))
-            return self._written({**self._globals, **names})
+            names = self._globals.copy()
+            for name in self._names:
+                if name in data:
+                    value = data[name]
+                    names[name] = value if type(value) in _SMALL else _with_nulls(value, name)
+                elif name == "row":
+                    names[name] = _with_nulls(data, name)
+            return self._written(names)
         except jinja2.TemplateError as exc:
             raise RowError("template_error", f"the template does not fit this row: {_words(exc)}") from exc
         except _MISFITS as exc:
@@ -185,16 +185,18 @@ class Text:
         """What ``Template.render`` does, but for the two sets and a map that it makes anew of the globals each time."""
         template = self._template
         context = jinja2.runtime.new_context(self._environment, template.name, template.blocks, names, shared=True)
-        return self._environment.concat(template.root_render_func(context))
+        pieces = template.root_render_func(context)
+        if not self._plain:
+            return self._environment.concat(pieces)
+        written = list(pieces)  # as many as the template has, so that they need no counting while they come
+        self._environment.meter.fits(sum(map(len, written)))
+        return "".join(written)
 
 
 def _words(exc: BaseException) -> str:
     if isinstance(exc, RecursionError):
         return "nested too deeply"
-    return (
-        _ADDRESS.sub("", str(exc)).partition("\n")[0].partition(" (<template>")[0][:WORDS_CHARACTERS]
-        or type(exc).__name__
-    )
+    return _ADDRESS.sub("", str(exc)).partition("\n")[0].partition(" (<template>")[0][:_SAID] or type(exc).__name__
 
 
 def _check_braces(text: str, columns: Collection[str]) -> None:

@@ -1,4 +1,4 @@
-"""How many rows of a Parquet file are read at a time, so that a batch fits the memory whatever a row decodes to.
+"""How many rows of a Parquet file are read at a time, so that a portion fits the memory whatever a row decodes to.
 
 A file of some kB can hold a million rows of 1 MB each: one text in a dictionary, and how often. What the metadata says of sizes is
 no bound for that, so the longest text of each dictionary is looked up, and the values a row has on average are counted.
@@ -12,14 +12,14 @@ from typing import Any
 from pipeline.errors import InputError
 from pipeline.source.file import InputFile, shown
 
-BATCH_BYTES = 16 << 20  # as rows are on average
+PORTION_BYTES = 16 << 20  # as rows are on average
 WORST_BYTES = 64 << 20  # if each had the longest text
 ROW_BYTES = 256 << 20
 _VALUE_BYTES = 36  # a number in a list of Python's
 
 
-class Batches:
-    """Sizes of batches for one open file; ``path`` is opened once more, with its dictionaries as they are."""
+class Portions:
+    """Sizes of portions for one open file; ``path`` is opened once more, with its dictionaries as they are."""
 
     def __init__(self, file: InputFile, metadata: Any, schema: Any, columns: Sequence[str]) -> None:
         self._file = file
@@ -42,7 +42,7 @@ class Batches:
         worst = most_values + (self._longest(group) * max(values, default=1.0) if self._texts else 0)
         self._check(worst, group)
         average = group_of.total_byte_size // count
-        return max(1, min(size, BATCH_BYTES // max(1, int(average)), int(WORST_BYTES // max(1.0, worst))))
+        return max(1, min(size, PORTION_BYTES // max(1, int(average)), int(WORST_BYTES // max(1.0, worst))))
 
     def _check(self, row_bytes: float, group: int) -> None:
         if row_bytes > ROW_BYTES:
