@@ -17,7 +17,7 @@ from pipeline.footing import Footing
 from pipeline.guards import check_rebuying
 from pipeline.hours import Hours
 from pipeline.job import Job
-from pipeline.journal import Counts, Index, Lock, Recovered, reader, sentences
+from pipeline.journal import Counts, Index, Recovered, reader, sentences
 from pipeline.progress import StatusFile
 from pipeline.records import Summary
 from pipeline.results import export
@@ -54,11 +54,10 @@ class Run:
     async def live(self) -> Summary:
         """The life of a run. Raises ``PipelineError`` for what stops it before anything is sent."""
         self._job.api_key()  # a key that is missing must show before anything is made
-        folder = make_folder(self._job)
+        make_folder(self._job)
         slots, adopt = self._job.rows_at_once, self._wishes.accept_changes
         with (
-            Lock(folder) as lock,
-            opened(self._job, slots=slots, adopt=adopt, copied=lock.copied) as space,
+            opened(self._job, slots=slots, adopt=adopt) as space,
             closing(Footing(space.journal)) as footing,
         ):
             return await self._on(space, footing)

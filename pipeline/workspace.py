@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -14,11 +14,11 @@ from typing import Any
 
 from pipeline import folders
 from pipeline.disk import cannot_write, is_full
-from pipeline.errors import IncompleteError, InputError, JobError, RunFolderError
+from pipeline.errors import IncompleteError, InputError, JobError, NoJournalError, RunFolderError
 from pipeline.feed import Feed, bad_lines, mark_of
 from pipeline.gateways import OpenAI, dialect_of
 from pipeline.job import Job
-from pipeline.journal import FILE_NAME, Journal, sentences, whole
+from pipeline.journal import FILE_NAME, Journal, Lock, sentences, whole
 from pipeline.moved import beside, is_elsewhere, taken_along
 from pipeline.progress import shown_in
 from pipeline.readable import read_text
@@ -105,37 +105,40 @@ def _check_writable(output: Path) -> None:
 
 
 @contextmanager
-def opened(job: Job, *, slots: int, adopt: bool, copied: bool = False) -> Iterator[Workspace]:
-    """Open a job's workspace for writing; the caller holds the folder's lock.
+def opened(job: Job, *, slots: int, adopt: bool) -> Iterator[Workspace]:
+    """Lock a job's run folder, which is there, and open its workspace for writing.
 
-    ``adopt`` lets a folder that was made for another input take this one, or go on without rows that it has lost.
-    ``copied``: the folder may have been copied while a run worked. Raises any ``UsageError`` the job, the input, the template
-    or the folder deserve.
+    ``adopt`` lets a folder that was made for another input take this one, or go on without rows that it has lost. Raises
+    ``LockedError`` while a run works there, and any ``UsageError`` the job, the input, the template or the folder deserve.
     """
     folder = job.run_folder
-    new = not (folder / FILE_NAME).exists()
-    shown = 0 if adopt else shown_in(folder)
-    whole.check_kept(folder / FILE_NAME, shown)
-    files = _input_files(job, folder)
-    journal = Journal.open(folder, slots=slots)
-    try:
-        whole.check_kept(journal.path, shown, journal.db)
-        if copied:
-            whole.check_pages(journal.db, journal.path)
-        with sentences(journal.path):
-            _check_owner(journal, job, new=new, adopt=adopt)
-            yield _assemble(job, folder, journal, files)
-    finally:
-        journal.close()
+    with Lock(folder) as lock:
+        path = folder / FILE_NAME
+        new = not path.exists()
+        shown = 0 if adopt else shown_in(folder)
+        if new:
+            whole.check_kept(path, shown, None)  # before there is an empty one
+        files = _input_files(job, folder)
+        with closing(Journal.open(folder, slots=slots)) as journal:
+            whole.check_kept(path, shown, journal.db)
+            if lock.copied:
+                whole.check_pages(journal.db, path)
+            lock.is_whole()
+            with sentences(path):
+                _check_owner(journal, job, new=new, adopt=adopt)
+                yield _assemble(job, folder, journal, files)
 
 
 @contextmanager
 def opened_for_reading(
-    folder: Path, *, input_path: str | None = None, without_input: bool = False
+    folder: Path, *, input_path: str | None = None, without_input: bool = False, shown: int = 0
 ) -> Iterator[Workspace]:
-    """Open what a run folder holds, as its last run left it; ``input_path`` when the input has moved."""
-    journal = Journal.read(folder)
-    try:
+    """Open what a run folder holds, as its last run left it; ``input_path`` when the input has moved.
+
+    Raises ``DamagedError`` where fewer rows are done than the ``shown`` ones.
+    """
+    with closing(_read(folder, shown)) as journal:
+        whole.check_kept(journal.path, shown, journal.db)
         with sentences(journal.path):
             job = job_of(journal)
             moved = input_path is not None
@@ -149,8 +152,14 @@ def opened_for_reading(
             if moved and files:
                 journal.input_moved([(str(file.path), mark_of(file)) for file in files])
             yield replace(_assemble(job, folder, journal, files), moved=moved)
-    finally:
-        journal.close()
+
+
+def _read(folder: Path, shown: int) -> Journal:
+    try:
+        return Journal.read(folder)
+    except NoJournalError:
+        whole.check_kept(folder / FILE_NAME, shown, None)
+        raise
 
 
 def job_of(journal: Journal) -> Job:
