@@ -144,6 +144,16 @@ def test_an_input_that_stayed_where_it_was_is_still_the_same(tmp_path: Path, gat
     assert run(job_in(there, gateway.url, source, run_dir=str(there / "journal"))).sent == 0
 
 
+def test_a_run_folder_that_moved_alone_left_its_results_where_they_were(tmp_path: Path, gateway: Server) -> None:
+    write_jsonl(tmp_path / "in.jsonl", ROWS)
+    assert run(job_in(tmp_path, gateway.url, run_dir=str(tmp_path / "runs" / "journal"))).exit_code == 0
+    folder = tmp_path / "kept" / "for" / "later"
+    folder.parent.mkdir(parents=True)
+    (tmp_path / "runs" / "journal").rename(folder)
+    assert status_of(folder)["output"] == str(tmp_path / "out.jsonl")
+    assert verify(folder).exit_code == 0
+
+
 def test_a_folder_of_another_input_is_refused_as_ever(tmp_path: Path, gateway: Server) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()
