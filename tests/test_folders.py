@@ -186,6 +186,19 @@ def test_a_run_folder_that_is_gone_at_the_end_is_not_called_finished(
 
 
 @pytest.mark.slow
+def test_try_says_what_became_of_its_run_folder(tmp_path: Path, started: Start, sim: Simulated) -> None:
+    write_jsonl(tmp_path / "in.jsonl", rows_of(6))
+    trying = started(command("try", "-n", "6", *words(sim, slots=1)[1:]))
+    wait_for(lambda: sim.asked >= 3)
+    _deleted(tmp_path / "out.jsonl.run")
+    done = end_of(trying)
+    assert done.code == 6, done.err
+    assert "was deleted or replaced while this run worked" in done.err
+    (saved,) = tmp_path.glob("out.jsonl.run.rescued-*")
+    assert str(saved) in done.err
+    assert "=> row number 0" in done.out, "what was paid for is shown"
+
+
 def test_a_run_folder_that_becomes_read_only(tmp_path: Path, started: Start, sim: Simulated) -> None:
     """As a disk does that has errors. A bound on rights stands in where nothing can be mounted."""
     count = 200
