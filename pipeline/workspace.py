@@ -163,11 +163,17 @@ def _read(folder: Path, shown: int) -> Journal:
 
 
 def job_of(journal: Journal) -> Job:
-    """The job as the last run of this journal had it."""
+    """The job as the last run of this journal had it. Raises ``RunFolderError`` for one that this version does not know."""
     text = journal.get("job")
     if text is None:
         raise RunFolderError(f"{journal.path.parent} holds no run yet")
-    return Job.model_validate_json(text, strict=False)
+    try:
+        return Job.again(text, journal.path)
+    except JobError as exc:
+        raise RunFolderError(
+            f"{exc}: the job of the last run is one of another version of pipeline; run the same command again, which writes "
+            "it anew, or look at it with that version"
+        ) from exc
 
 
 def _assemble(job: Job, folder: Path, journal: Journal, files: list[InputFile]) -> Workspace:
@@ -311,12 +317,12 @@ def _prompt_text(job: Job) -> str | None:
 
 def _check_owner(journal: Journal, job: Job, *, new: bool, adopt: bool) -> None:
     """A folder that belongs to another input or output must not quietly become this job's; one that moved with them may."""
-    text, folder = journal.get("job"), journal.path.parent
-    was = None if text is None else job_of(journal).run_folder
+    folder = journal.path.parent
     for what, value in (("input", job.input.path), ("output", str(job.output.path))):
         owner = journal.get(what)
         if owner is None or owner == value or adopt:
             continue
+        was = _was_in(journal)
         if was is None or beside(owner, was, folder) != value:
             raise RunFolderError(
                 f"the run folder {folder} belongs to the {what} {owner}, this job's is {value}: give another --run-dir, or go "
@@ -324,6 +330,13 @@ def _check_owner(journal: Journal, job: Job, *, new: bool, adopt: bool) -> None:
             )
     if not new and journal.get("input") is None and journal.db.execute("SELECT 1 FROM run").fetchone():
         raise RunFolderError(f"the run folder {journal.path.parent} belongs to no job; give another --run-dir")
+
+
+def _was_in(journal: Journal) -> Path | None:
+    try:
+        return job_of(journal).run_folder
+    except RunFolderError:
+        return None
 
 
 def claim(journal: Journal, job: Job) -> None:
