@@ -8,8 +8,6 @@ from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial
 
-import orjson
-
 from pipeline.display import Display, Logged, Silent
 from pipeline.ending import how_it_ended
 from pipeline.errors import IncompleteError, LookError, PipelineError
@@ -20,7 +18,7 @@ from pipeline.job import Job
 from pipeline.journal import Counts, Index, Recovered, reader, sentences
 from pipeline.progress import StatusFile
 from pipeline.records import Summary
-from pipeline.results import export
+from pipeline.results import export, stamp_of
 from pipeline.selection import mark
 from pipeline.sending import Sending, Sent
 from pipeline.signals import Signals
@@ -190,17 +188,16 @@ class Run:
 
     async def _publish(self, space: Workspace) -> PipelineError | None:
         """Write the results file, unless the one there is of this journal as it is now."""
-        output = self._job.output
-        settings = orjson.dumps([str(output.path), self._job.output_format, output.keep, output.prefix]).decode()
-        if output.path.exists() and space.journal.get("results") == f"{settings} {output.path.stat().st_mtime_ns}":
+        job = self._job
+        if (stamp := stamp_of(job)) is not None and stamp == space.journal.get("results"):
             return None
         try:
             await self._signals.in_thread(
-                export, space, path=output.path, output_format=self._job.output_format, tick=self._signals.check
+                export, space, path=job.output.path, output_format=job.output_format, tick=self._signals.check
             )
         except PipelineError as exc:
             return exc
-        published = f"{settings} {output.path.stat().st_mtime_ns}"
+        published = stamp_of(job) or "stale"  # gone at once: the next run writes them anew
         try:
             with sentences(space.journal.path):
                 space.journal.into_reserve(partial(space.journal.put, "results", published))
