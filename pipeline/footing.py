@@ -46,6 +46,8 @@ class Footing:
             return LookError(f"the run folder {self._folder} was moved to {place} while this run worked")
         return LookError(f"the run folder {self._folder}{files} was deleted or replaced while this run worked")
 
+    gone = lost
+
     def _moved_to(self) -> Path | None:
         """Where the journal is now; None when it has no name any more."""
         if self._fd < 0 or os.fstat(self._fd).st_nlink == 0:

@@ -16,12 +16,12 @@ from pipeline import folders
 from pipeline.disk import cannot_write, is_full
 from pipeline.errors import IncompleteError, InputError, JobError, NoJournalError, RunFolderError
 from pipeline.feed import Feed, bad_lines, mark_of
+from pipeline.footing import Footing
 from pipeline.gateways import OpenAI, dialect_of
 from pipeline.job import Job
 from pipeline.journal import FILE_NAME, Journal, Lock, sentences, whole
 from pipeline.moved import beside, is_elsewhere, taken_along
 from pipeline.progress import shown_in
-from pipeline.readable import read_text
 from pipeline.records import EMBEDDINGS
 from pipeline.sink import Layout, layout
 from pipeline.source import InputFile, chunks, column_names, find
@@ -51,6 +51,14 @@ class Workspace:
     dialect: OpenAI
     spec: str
     moved: bool = False
+    ground: Footing | None = None
+
+    @property
+    def footing(self) -> Footing:
+        """What a run stands on (of a workspace opened for writing)."""
+        if self.ground is None:
+            raise RuntimeError("this workspace was opened for reading")
+        return self.ground
 
     @property
     def vectors(self) -> bool:
@@ -124,9 +132,9 @@ def opened(job: Job, *, slots: int, adopt: bool) -> Iterator[Workspace]:
             if lock.copied:
                 whole.check_pages(journal.db, path)
             lock.is_whole()
-            with sentences(path):
+            with sentences(path), closing(Footing(journal)) as footing:
                 _check_owner(journal, job, new=new, adopt=adopt)
-                yield _assemble(job, folder, journal, files)
+                yield replace(_assemble(job, folder, journal, files), ground=footing)
 
 
 @contextmanager
@@ -184,7 +192,7 @@ def _assemble(job: Job, folder: Path, journal: Journal, files: list[InputFile]) 
         id_column = "custom_id"
     if id_column is not None and id_column not in columns:
         raise JobError(f"input.id: the input has no column {id_column!r}; its columns are: {listed(columns)}")
-    prompt = _prompt_text(job)
+    prompt = job.request.prompt_text()
     settings: dict[str, Any] = {
         "family": job.preset.family,
         "model": job.model,
@@ -300,21 +308,6 @@ def _first_columns(files: list[InputFile]) -> list[str]:
     return list(columns)
 
 
-def _prompt_text(job: Job) -> str | None:
-    path = job.request.prompt_file
-    if path is None:
-        return job.request.prompt
-    try:
-        text = read_text(path)
-    except UnicodeDecodeError as exc:
-        raise JobError(f"request.prompt_file: {path} is not UTF-8 text (byte {exc.start + 1})") from exc
-    except OSError as exc:
-        raise JobError(f"request.prompt_file: cannot read {path}: {exc.strerror}") from exc
-    if not text.strip():
-        raise JobError(f"request.prompt_file: {path} is empty; it must hold the prompt template")
-    return text
-
-
 def _check_owner(journal: Journal, job: Job, *, new: bool, adopt: bool) -> None:
     """A folder that belongs to another input or output must not quietly become this job's; one that moved with them may."""
     folder = journal.path.parent
@@ -343,5 +336,7 @@ def claim(journal: Journal, job: Job) -> None:
     """This job's run folder it is from now on; what ``export`` and ``verify`` find there."""
     journal.put("input", job.input.path)
     journal.put("output", str(job.output.path))
-    asked = job.request.model_copy(update={"prompt": _prompt_text(job), "prompt_file": None})  # the file may change
+    asked = job.request.model_copy(
+        update={"prompt": job.request.prompt_text(), "prompt_file": None}
+    )  # the file may change
     journal.put("job", job.model_copy(update={"request": asked}).model_dump_json())
