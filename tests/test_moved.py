@@ -233,7 +233,7 @@ ORDERS = {
 
 @pytest.mark.slow
 def test_a_hot_copy_is_used_or_known_to_be_damaged(tmp_path: Path, serve: Callable[..., Server]) -> None:
-    server = serve("--latency", "0.01")
+    server = serve("--latency", "0.03")  # so slow that the first copies come before the log is written back
     rows = [{"id": f"r{n}", "text": f"row {n} " + "x" * 3000} for n in range(2000)]
     here = tmp_path / "here"
     here.mkdir()
