@@ -6,7 +6,8 @@ PipelineError                       exit
  │    ├── InputError                2    the prompt set: file, line or row
  │    ├── TemplateError             2    the prompt template: line, column, the columns there are
  │    └── RunFolderError            2    the run folder or journal: belongs to something else, too new
- │         └── DamagedError         2    the journal is damaged, or not whole; verify: 6
+ │         ├── DamagedError         2    the journal is damaged, or not whole; verify: 6
+ │         └── NoJournalError       2    there is no journal yet
  ├── GatewayError                   4    key, access, consent, or never reached
  ├── BudgetError                    5    out of money
  ├── LookError                      6    stopped, or found something: a person must look
@@ -51,6 +52,10 @@ class RunFolderError(UsageError):
 
 class DamagedError(RunFolderError):
     """The journal is damaged, or lacks what it once had."""
+
+
+class NoJournalError(RunFolderError):
+    """There is no journal yet, or nothing in it."""
 
 
 class GatewayError(PipelineError):

@@ -26,7 +26,7 @@ def beside(path: str, was: Path, now: Path) -> str:
 def taken_along(job: Job, folder: Path) -> Job:
     """The journal's last job with its paths as they are now: beside the run folder as before, or else where they were."""
     was = job.run_folder
-    source, output = (_found(path, was, folder) for path in (job.input.path, str(job.output.path)))
+    source, output = (found(path, was, folder) for path in (job.input.path, str(job.output.path)))
     changes = {
         "input": job.input.model_copy(update={"path": source}),
         "output": job.output.model_copy(update={"path": Path(output)}),
@@ -35,7 +35,7 @@ def taken_along(job: Job, folder: Path) -> Job:
     return job.model_copy(update=changes)
 
 
-def _found(path: str, was: Path, now: Path) -> str:
+def found(path: str, was: Path, now: Path) -> str:
     """What lay below the folder that held the run folder came along with it; of the rest only its place can tell."""
     here = beside(path, was, now)
     came_along = Path(path).is_relative_to(was.parent)

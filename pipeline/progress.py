@@ -263,13 +263,19 @@ def _doing(to_send: int, activity: Activity) -> str:
     return ""
 
 
-def shown_in(folder: Path) -> int:
-    """How many rows the last status in a run folder says were done; 0 where it does not say."""
+def status_in(folder: Path) -> dict[str, Any] | None:
+    """The last status in a run folder; None where there is none that can be read."""
     try:
         status = orjson.loads((folder / STATUS_FILE).read_bytes())
     except (OSError, ValueError):
-        return 0
-    counts = [status.get(name) for name in ("completed", "failed")] if isinstance(status, dict) else []
+        return None
+    return status if isinstance(status, dict) else None
+
+
+def shown_in(folder: Path) -> int:
+    """How many rows the last status in a run folder says were done; 0 where it does not say."""
+    status = status_in(folder) or {}
+    counts = [status.get(name) for name in ("completed", "failed")]
     return sum(count for count in counts if type(count) is int)
 
 

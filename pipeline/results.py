@@ -14,9 +14,9 @@ from typing import Any, get_args
 import orjson
 
 from pipeline.errors import UsageError
-from pipeline.job import FORMAT_OF_ENDING, OutputFormat
+from pipeline.job import FORMAT_OF_ENDING, Job, OutputFormat
 from pipeline.journal import Journal, Projection, reader, sentences
-from pipeline.sink import Layout, Plan, Selection, Stretch, write_meta, write_results
+from pipeline.sink import Layout, Plan, Selection, Stretch, files_of, write_meta, write_results
 from pipeline.source import arrow_schema
 from pipeline.workspace import Workspace
 
@@ -40,6 +40,20 @@ def export(
         rows = write_results(Projection(workspace.journal.db), plan)
     write_meta(path, plan.metadata)
     return rows
+
+
+def stamp_of(job: Job) -> str | None:
+    """What tells the results that were written last from others: how they were asked for, and when they were written.
+
+    None where a file of them lacks, or cannot be looked at.
+    """
+    output = job.output
+    settings = orjson.dumps([str(output.path), job.output_format, output.keep, output.prefix]).decode()
+    try:
+        written = [path.stat().st_mtime_ns for path in files_of(output.path, job.output_format)]
+    except OSError:
+        return None
+    return f"{settings} {written[0]}"
 
 
 def plan_of(

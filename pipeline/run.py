@@ -4,28 +4,38 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-
-import orjson
+from pathlib import Path
 
 from pipeline.display import Display, Logged, Silent
 from pipeline.ending import how_it_ended
-from pipeline.errors import IncompleteError, LookError, PipelineError
-from pipeline.footing import Footing
+from pipeline.errors import IncompleteError, PipelineError
 from pipeline.guards import check_rebuying
 from pipeline.hours import Hours
 from pipeline.job import Job
-from pipeline.journal import Counts, Index, Lock, Recovered, reader, sentences
+from pipeline.journal import Counts, Index, Recovered, Totals, reader
 from pipeline.progress import StatusFile
 from pipeline.records import Summary
-from pipeline.results import export
+from pipeline.results import export, stamp_of
 from pipeline.selection import mark
 from pipeline.sending import Sending, Sent
 from pipeline.signals import Signals
 from pipeline.wishes import Wishes
 from pipeline.workspace import Workspace, claim, make_folder, opened
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _End:
+    """How a run ended: the rows ``after`` it, and the ``folder`` where its journal is to be found; its own may be ``gone``."""
+
+    code: int
+    reason: str
+    after: Counts
+    totals: Totals
+    published: bool
+    gone: bool
+    folder: Path
 
 
 class Run:
@@ -53,26 +63,20 @@ class Run:
 
     async def live(self) -> Summary:
         """The life of a run. Raises ``PipelineError`` for what stops it before anything is sent."""
-        self._job.api_key()  # a key that is missing must show before anything is made
-        folder = make_folder(self._job)
-        slots, adopt = self._job.rows_at_once, self._wishes.accept_changes
-        with (
-            Lock(folder) as lock,
-            opened(self._job, slots=slots, adopt=adopt, copied=lock.copied) as space,
-            closing(Footing(space.journal)) as footing,
-        ):
-            return await self._on(space, footing)
-
-    async def _on(self, space: Workspace, footing: Footing) -> Summary:
-        status = StatusFile(space.folder, self._facts(space))
-        space.journal.recover(tell=self._tell)
-        with space.journal.all_or_nothing():  # a run that is refused leaves everything as it was
-            index, counts = await self._find_out(space)
-        space.journal.start_run()
-        sent = await self._send(space, index, counts, status, footing)
-        summary = await self._finish(space, counts, sent, footing)
-        self._note(status, summary)
-        return summary
+        key = self._job.api_key()  # one that is missing must show before anything is made
+        make_folder(self._job)
+        with opened(self._job, slots=self._job.rows_at_once, adopt=self._wishes.accept_changes) as space:
+            status = StatusFile(space.folder, self._facts(space))
+            space.journal.recover(tell=self._tell)
+            with space.journal.all_or_nothing():  # a run that is refused leaves everything as it was
+                index, counts = await self._find_out(space)
+            space.journal.start_run()
+            sent = await self._send(space, index, counts, status, key.get_secret_value() if key else None)
+            end = self._book(space, await self._ended(space, sent))
+            summary = self._summary(space, counts, sent, end)
+            if end.folder == space.folder:  # where it is another, the status there is not this run's
+                self._show_end(status, summary)
+            return summary
 
     async def _find_out(self, space: Workspace) -> tuple[Index, Counts]:
         """Index the input and see what there is to do, before anything is sent."""
@@ -85,9 +89,10 @@ class Run:
         counts = index.counts(has_ids=space.id_column is not None)
         if self._job.request.dedupe and counts.pending:
             counts = replace(counts, copies=await self._signals.in_thread(index.find_copies, hold=True))
-        check_rebuying(counts, accepted=self._wishes.accept_changes, confirm=self._confirm)
-        if counts.changed:
-            index.supersede(has_ids=space.id_column is not None)
+        if self._wishes.most is None:  # who tries a few rows has said how many are paid for
+            check_rebuying(counts, accepted=self._wishes.accept_changes, confirm=self._confirm)
+            if counts.changed:
+                index.supersede(has_ids=space.id_column is not None)
         claim(space.journal, self._job)
         self._announce(counts)
         return index, counts
@@ -138,37 +143,51 @@ class Run:
                 f"{counts.to_send:,} rows to send; {counts.copies:,} ask just what another one asks and get its answer."
             )
 
-    async def _send(self, space: Workspace, index: Index, counts: Counts, status: StatusFile, footing: Footing) -> Sent:
+    async def _send(self, space: Workspace, index: Index, counts: Counts, status: StatusFile, key: str | None) -> Sent:
         if counts.pending == 0:
             return Sent()
-        key = self._job.api_key()
         sending = Sending(
             self._job, self._wishes, space, counts, display=self._display, signals=self._signals, status=status,
-            key=key.get_secret_value() if key else None, hours=self._hours, footing=footing, wall_clock=self._wall_clock,
+            key=key, hours=self._hours, wall_clock=self._wall_clock,
         )  # fmt: skip
         return await sending.all_pending(index)
 
-    async def _finish(self, space: Workspace, counts: Counts, sent: Sent, footing: Footing) -> Summary:
-        why = sent.why
+    # after
+
+    async def _ended(self, space: Workspace, sent: Sent) -> _End:
+        """See what is left, and write the results where nothing is."""
         space.journal.reserve.release()  # nothing is in flight any more; the last of it is for the last words
-        index = space.journal.index()
-        after = index.counts(has_ids=space.id_column is not None)
+        after = space.journal.index().counts(has_ids=space.id_column is not None)
+        why, gone = sent.why, space.footing.gone()
         if after.pending == 0 and isinstance(why, IncompleteError) and self._signals.error is None:
             why = None  # what was in flight when the hours were over was the last
-        why = footing.gone() or why
-        if after.pending == 0 and self._wishes.publish and why is None:
-            why = await self._publish(space) or footing.gone()
+        publishes = after.pending == 0 and self._wishes.publish and (gone or why) is None
+        if publishes:
+            why, gone = await self._publish(space), space.footing.gone()
         totals = reader.totals(space.journal.db)
-        code, reason = how_it_ended(after, totals, why, sent=sent.rows)
-        self._note_end(space, reason)
-        folder = space.folder
-        if isinstance(why, LookError) and footing.gone() is not None:
-            folder, advice = footing.rescue()
-            reason = f"{reason}; {advice}"
-        complete = after.pending == 0 and why is None and self._wishes.publish
+        code, reason = how_it_ended(after, totals, gone or why, sent=sent.rows)
+        return _End(
+            code=code, reason=reason, after=after, totals=totals, published=publishes and (gone or why) is None,
+            gone=gone is not None, folder=space.folder,
+        )  # fmt: skip
+
+    def _book(self, space: Workspace, end: _End) -> _End:
+        """Note the end in the journal, and save that where its folder is gone."""
+        try:
+            space.journal.into_reserve(partial(space.journal.end_run, end.reason))
+        except PipelineError as exc:  # how it ended is told to whoever runs it all the same
+            self._display.say(f"How this run ended is not in its journal: {exc}")
+        space.journal.reserve.release_last()
+        if not end.gone:
+            return end
+        folder, advice = space.footing.rescue()
+        return replace(end, folder=folder, reason=f"{end.reason}; {advice}")
+
+    def _summary(self, space: Workspace, counts: Counts, sent: Sent, end: _End) -> Summary:
+        after, totals, db = end.after, end.totals, space.journal.db
         return Summary(
-            exit_code=code,
-            reason=reason,
+            exit_code=end.code,
+            reason=end.reason,
             total=after.rows,
             pending=after.pending,
             new=counts.new,
@@ -177,50 +196,37 @@ class Run:
             sent=sent.rows,
             **asdict(totals) | {"completed": after.succeeded, "failed": after.failed},  # not those to be redone
             elapsed_s=time.monotonic() - self._started,
-            run_folder=str(folder),
-            results=str(self._job.output.path) if complete else None,
+            run_folder=str(end.folder),
+            results=str(self._job.output.path) if end.published else None,
             in_flight=sent.in_flight,
             recovered=self._recovered,
             spent=sent.spent,
             ledger=sent.ledger,
             trouble=sent.trouble,
             outages=[spell.told for spell in sent.outages],
-            failures=reader.failures(space.journal.db) if totals.failed else [],
-            served_models=reader.served_models(space.journal.db),
+            failures=reader.failures(db) if totals.failed else [],
+            served_models=reader.served_models(db),
         )
 
     async def _publish(self, space: Workspace) -> PipelineError | None:
         """Write the results file, unless the one there is of this journal as it is now."""
-        output = self._job.output
-        settings = orjson.dumps([str(output.path), self._job.output_format, output.keep, output.prefix]).decode()
-        if output.path.exists() and space.journal.get("results") == f"{settings} {output.path.stat().st_mtime_ns}":
+        job = self._job
+        if (stamp := stamp_of(job)) is not None and stamp == space.journal.get("results"):
             return None
         try:
             await self._signals.in_thread(
-                export, space, path=output.path, output_format=self._job.output_format, tick=self._signals.check
+                export, space, path=job.output.path, output_format=job.output_format, tick=self._signals.check
             )
         except PipelineError as exc:
             return exc
-        published = f"{settings} {output.path.stat().st_mtime_ns}"
+        published = stamp_of(job) or "stale"  # gone at once: the next run writes them anew
         try:
-            with sentences(space.journal.path):
-                space.journal.into_reserve(partial(space.journal.put, "results", published))
+            space.journal.into_reserve(partial(space.journal.put, "results", published))
         except PipelineError as exc:
             return exc
         return None
 
-    def _note_end(self, space: Workspace, reason: str) -> None:
-        try:
-            with sentences(space.journal.path):
-                space.journal.into_reserve(partial(space.journal.end_run, reason))
-        except PipelineError as exc:  # how it ended is told to whoever runs it all the same
-            self._display.say(f"How this run ended is not in its journal: {exc}")
-        space.journal.reserve.release_last()
-
-    def _note(self, status: StatusFile, summary: Summary) -> None:
-        """Into ``status.json``, where that is still this run's."""
-        if summary.run_folder != str(self._job.run_folder):
-            return
+    def _show_end(self, status: StatusFile, summary: Summary) -> None:
         try:
             status.write(None, state="ended", **asdict(summary))
         except PipelineError as exc:

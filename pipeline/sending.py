@@ -14,7 +14,6 @@ from pipeline.client import Client, Connection
 from pipeline.display import Logged
 from pipeline.errors import IncompleteError, PipelineError
 from pipeline.flow import Lasting, rates_of, share_of, slots_of
-from pipeline.footing import Footing
 from pipeline.hours import Hours, Lead, opened, over
 from pipeline.job import Job
 from pipeline.journal import Counts, Index, Record, Recovered, Writer, history, reader
@@ -68,7 +67,6 @@ class Sending:
         status: StatusFile,
         key: str | None,
         hours: Hours,
-        footing: Footing,
         wall_clock: Callable[[], float],
     ) -> None:
         self._job = job
@@ -80,7 +78,6 @@ class Sending:
         self._status = status
         self._key = key
         self._hours = hours
-        self._footing = footing
         self._wall_clock = wall_clock
         self._stopping = False
         self._tally = self._new_tally()
@@ -288,7 +285,7 @@ class Sending:
             self._display.show(snapshot)
             if time.monotonic() - written >= STATUS_EVERY_S:
                 written = time.monotonic()
-                if (why := self._footing.gone() or self._status.unwritten(snapshot)) is not None:
+                if (why := self._space.footing.gone() or self._status.unwritten(snapshot)) is not None:
                     self._stop(pool, why)  # finish what is in flight while the journal still can
                     return
                 self._space.journal.room.keep_up(rows_at_once=self._job.rows_at_once, kept=self._tally.sent)

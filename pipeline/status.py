@@ -11,7 +11,7 @@ import orjson
 from pipeline.errors import RunFolderError, UsageError
 from pipeline.job import Job
 from pipeline.journal import FILE_NAME, Journal, Lock, reader, sentences
-from pipeline.moved import beside
+from pipeline.moved import found
 from pipeline.progress import STATUS_FILE, duration, money, outage
 
 _NUMBERS = ("completed", "failed", "reused", "pending", "total", "tokens", "cost_unknown", "written_at")
@@ -47,7 +47,7 @@ def status_of(folder: Path) -> dict[str, Any]:
         raise RunFolderError(f"the status in {folder} is not one of pipeline's")
     was, output = status.get("run_folder"), status.get("output")
     if isinstance(was, str) and isinstance(output, str):  # the folder may have moved since, and the output with it
-        status |= {"run_folder": str(folder), "output": beside(output, Path(was), folder)}
+        status |= {"run_folder": str(folder), "output": found(output, Path(was), folder)}
     lock = Lock(folder)
     if status.get("state") == "running" and not lock.is_held():
         status |= {"state": "killed", **_from_journal(folder)}

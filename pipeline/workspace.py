@@ -5,21 +5,21 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline import folders
 from pipeline.disk import cannot_write, unwritable
-from pipeline.errors import IncompleteError, InputError, JobError, RunFolderError
+from pipeline.errors import IncompleteError, InputError, JobError, NoJournalError, RunFolderError
 from pipeline.feed import Feed, bad_lines, mark_of
+from pipeline.footing import Footing
 from pipeline.gateways import OpenAI, dialect_of
 from pipeline.job import Job
-from pipeline.journal import FILE_NAME, Journal, sentences, whole
+from pipeline.journal import FILE_NAME, Journal, Lock, sentences, whole
 from pipeline.moved import beside, is_elsewhere, taken_along
 from pipeline.progress import shown_in
-from pipeline.readable import read_text
 from pipeline.records import EMBEDDINGS
 from pipeline.sink import Layout, layout
 from pipeline.source import InputFile, chunks, column_names, find, matches
@@ -49,6 +49,14 @@ class Workspace:
     dialect: OpenAI
     spec: str
     moved: bool = False
+    ground: Footing | None = None
+
+    @property
+    def footing(self) -> Footing:
+        """What a run stands on (of a workspace opened for writing)."""
+        if self.ground is None:
+            raise RuntimeError("this workspace was opened for reading")
+        return self.ground
 
     @property
     def vectors(self) -> bool:
@@ -100,37 +108,40 @@ def _check_writable(output: Path) -> None:
 
 
 @contextmanager
-def opened(job: Job, *, slots: int, adopt: bool, copied: bool = False) -> Iterator[Workspace]:
-    """Open a job's workspace for writing; the caller holds the folder's lock.
+def opened(job: Job, *, slots: int, adopt: bool) -> Iterator[Workspace]:
+    """Lock a job's run folder, which is there, and open its workspace for writing.
 
-    ``adopt`` lets a folder that was made for another input take this one, or go on without rows that it has lost.
-    ``copied``: the folder may have been copied while a run worked. Raises any ``UsageError`` the job, the input, the template
-    or the folder deserve.
+    ``adopt`` lets a folder that was made for another input take this one, or go on without rows that it has lost. Raises
+    ``LockedError`` while a run works there, and any ``UsageError`` the job, the input, the template or the folder deserve.
     """
     folder = job.run_folder
-    new = not (folder / FILE_NAME).exists()
-    shown = 0 if adopt else shown_in(folder)
-    whole.check_kept(folder / FILE_NAME, shown)
-    files = _input_files(job, folder)
-    journal = Journal.open(folder, slots=slots)
-    try:
-        whole.check_kept(journal.path, shown, journal.db)
-        if copied:
-            whole.check_pages(journal.db, journal.path)
-        with sentences(journal.path):
-            _check_owner(journal, job, new=new, adopt=adopt)
-            yield _assemble(job, folder, journal, files)
-    finally:
-        journal.close()
+    with Lock(folder) as lock:
+        path = folder / FILE_NAME
+        new = not path.exists()
+        shown = 0 if adopt else shown_in(folder)
+        if new:
+            whole.check_kept(path, shown, None)  # before there is an empty one
+        files = _input_files(job, folder)
+        with closing(Journal.open(folder, slots=slots)) as journal:
+            whole.check_kept(path, shown, journal.db)
+            if lock.copied:
+                whole.check_pages(journal.db, path)
+            lock.is_whole()
+            with sentences(path), closing(Footing(journal)) as footing:
+                _check_owner(journal, job, new=new, adopt=adopt)
+                yield replace(_assemble(job, folder, journal, files), ground=footing)
 
 
 @contextmanager
 def opened_for_reading(
-    folder: Path, *, input_path: str | None = None, without_input: bool = False
+    folder: Path, *, input_path: str | None = None, without_input: bool = False, shown: int = 0
 ) -> Iterator[Workspace]:
-    """Open what a run folder holds, as its last run left it; ``input_path`` when the input has moved."""
-    journal = Journal.read(folder)
-    try:
+    """Open what a run folder holds, as its last run left it; ``input_path`` when the input has moved.
+
+    Raises ``DamagedError`` where fewer rows are done than the ``shown`` ones.
+    """
+    with closing(_read(folder, shown)) as journal:
+        whole.check_kept(journal.path, shown, journal.db)
         with sentences(journal.path):
             job = job_of(journal)
             moved = input_path is not None
@@ -144,16 +155,28 @@ def opened_for_reading(
             if moved and files:
                 journal.input_moved([(str(file.path), mark_of(file)) for file in files])
             yield replace(_assemble(job, folder, journal, files), moved=moved)
-    finally:
-        journal.close()
+
+
+def _read(folder: Path, shown: int) -> Journal:
+    try:
+        return Journal.read(folder)
+    except NoJournalError:
+        whole.check_kept(folder / FILE_NAME, shown, None)
+        raise
 
 
 def job_of(journal: Journal) -> Job:
-    """The job as the last run of this journal had it."""
+    """The job as the last run of this journal had it. Raises ``RunFolderError`` for one that this version does not know."""
     text = journal.get("job")
     if text is None:
         raise RunFolderError(f"{journal.path.parent} holds no run yet")
-    return Job.model_validate_json(text, strict=False)
+    try:
+        return Job.again(text, journal.path)
+    except JobError as exc:
+        raise RunFolderError(
+            f"{exc}: the job of the last run is one of another version of pipeline; run the same command again, which writes "
+            "it anew, or look at it with that version"
+        ) from exc
 
 
 def _assemble(job: Job, folder: Path, journal: Journal, files: list[InputFile]) -> Workspace:
@@ -164,7 +187,7 @@ def _assemble(job: Job, folder: Path, journal: Journal, files: list[InputFile]) 
         id_column = "custom_id"
     if id_column is not None and id_column not in columns:
         raise JobError(f"input.id: the input has no column {id_column!r}; its columns are: {listed(columns)}")
-    prompt = _prompt_text(job)
+    prompt = job.request.prompt_text()
     settings: dict[str, Any] = {
         "family": job.preset.family,
         "model": job.model,
@@ -278,29 +301,14 @@ def _first_columns(files: list[InputFile]) -> list[str]:
     return list(columns)
 
 
-def _prompt_text(job: Job) -> str | None:
-    path = job.request.prompt_file
-    if path is None:
-        return job.request.prompt
-    try:
-        text = read_text(path)
-    except UnicodeDecodeError as exc:
-        raise JobError(f"request.prompt_file: {path} is not UTF-8 text (byte {exc.start + 1})") from exc
-    except OSError as exc:
-        raise JobError(f"request.prompt_file: cannot read {path}: {exc.strerror}") from exc
-    if not text.strip():
-        raise JobError(f"request.prompt_file: {path} is empty; it must hold the prompt template")
-    return text
-
-
 def _check_owner(journal: Journal, job: Job, *, new: bool, adopt: bool) -> None:
     """A folder that belongs to another input or output must not quietly become this job's; one that moved with them may."""
-    text, folder = journal.get("job"), journal.path.parent
-    was = None if text is None else job_of(journal).run_folder
+    folder = journal.path.parent
     for what, value in (("input", job.input.path), ("output", str(job.output.path))):
         owner = journal.get(what)
         if owner is None or owner == value or adopt:
             continue
+        was = _was_in(journal)
         if was is None or beside(owner, was, folder) != value:
             raise RunFolderError(
                 f"the run folder {folder} belongs to the {what} {owner}, this job's is {value}: give another --run-dir, or go "
@@ -310,9 +318,18 @@ def _check_owner(journal: Journal, job: Job, *, new: bool, adopt: bool) -> None:
         raise RunFolderError(f"the run folder {journal.path.parent} belongs to no job; give another --run-dir")
 
 
+def _was_in(journal: Journal) -> Path | None:
+    try:
+        return job_of(journal).run_folder
+    except RunFolderError:
+        return None
+
+
 def claim(journal: Journal, job: Job) -> None:
     """This job's run folder it is from now on; what ``export`` and ``verify`` find there."""
     journal.put("input", job.input.path)
     journal.put("output", str(job.output.path))
-    asked = job.request.model_copy(update={"prompt": _prompt_text(job), "prompt_file": None})  # the file may change
+    asked = job.request.model_copy(
+        update={"prompt": job.request.prompt_text(), "prompt_file": None}
+    )  # the file may change
     journal.put("job", job.model_copy(update={"request": asked}).model_dump_json())

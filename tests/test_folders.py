@@ -26,11 +26,13 @@ from reconcile import bill_of, reconcile
 from simulated import Simulated, simulated
 
 from pipeline import Job, run
+from pipeline.disk import file_system_of
 from pipeline.errors import RunFolderError
 from pipeline.footing import Footing
-from pipeline.journal import Journal, Lock
+from pipeline.journal import Journal, Lock, store
 from pipeline.journal.inflight import InFlightTable
 from pipeline.simulator import Settings
+from pipeline.verify import verify
 
 
 @pytest.fixture
@@ -253,6 +255,19 @@ def test_a_run_folder_that_is_gone_at_the_end_is_not_called_finished(
 
 
 @pytest.mark.slow
+def test_try_says_what_became_of_its_run_folder(tmp_path: Path, started: Start, sim: Simulated) -> None:
+    write_jsonl(tmp_path / "in.jsonl", rows_of(6))
+    trying = started(command("try", "-n", "6", *words(sim, slots=1)[1:]))
+    wait_for(lambda: sim.asked >= 3)
+    _deleted(tmp_path / "out.jsonl.run")
+    done = end_of(trying)
+    assert done.code == 6, done.err
+    assert "was deleted or replaced while this run worked" in done.err
+    (saved,) = tmp_path.glob("out.jsonl.run.rescued-*")
+    assert str(saved) in done.err
+    assert "=> row number 0" in done.out, "what was paid for is shown"
+
+
 def test_a_run_folder_that_becomes_read_only(tmp_path: Path, started: Start, sim: Simulated) -> None:
     """As a disk does that has errors. A bound on rights stands in where nothing can be mounted."""
     count = 200
@@ -507,6 +522,27 @@ def test_a_whole_life_on_a_network_file_system(tmp_path: Path, started: Start) -
         bills = [bill_of(entry) for entry in sim.entries if entry.billed]
         reckoning = reconcile(folder, bills, results=tmp_path / "out.jsonl")
         assert (reckoning.rows, reckoning.lost) == (count, len(named))
+
+
+def test_what_a_killed_run_has_lost_is_found_across_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with simulated(Settings(latency_s=0.0)) as sim:
+        write_jsonl(tmp_path / "in.jsonl", rows_of(6))
+        assert ended(command(*words(sim)), tmp_path).code == 0
+        folder = tmp_path / "out.jsonl.run"
+        with closing(sqlite3.connect(folder / "journal.sqlite", isolation_level=None)) as db:
+            db.execute("UPDATE run SET ended_at = NULL, how = NULL")
+            db.execute("DELETE FROM outcome WHERE no = 3")
+            db.execute("DELETE FROM reply WHERE no = 3")
+        status = orjson.loads((folder / "status.json").read_bytes())
+        (folder / "status.json").write_bytes(orjson.dumps(status | {"state": "running"}))
+        monkeypatch.setattr(store, "NETWORK_FILE_SYSTEMS", {file_system_of(folder)})
+        (finding,) = verify(folder).findings
+        assert "6 rows were done as status.json beside it says, the journal has 5" in finding.what
+        asked = sim.asked
+        again = ended(on_a_network(words(sim)), tmp_path)
+        assert [code for code, _ in each(again)] == [2], again.err
+        assert sim.asked == asked
+        assert "is not whole" in again.err
 
 
 def test_an_in_flight_table_without_shared_memory_is_as_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shutil
 import signal
@@ -11,7 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,11 @@ import pytest
 from conftest import Ended, Server, clean_environment, read_jsonl, write_jsonl
 
 from pipeline import Job, run
-from pipeline.errors import RunFolderError
+from pipeline.billing import billing
+from pipeline.errors import InputError, RunFolderError
 from pipeline.export import export_folder
+from pipeline.journal import Lock
+from pipeline.plan import plan
 from pipeline.progress import shown_in
 from pipeline.status import describe, status_of
 from pipeline.verify import verify
@@ -140,6 +144,16 @@ def test_an_input_that_stayed_where_it_was_is_still_the_same(tmp_path: Path, gat
     assert run(job_in(there, gateway.url, source, run_dir=str(there / "journal"))).sent == 0
 
 
+def test_a_run_folder_that_moved_alone_left_its_results_where_they_were(tmp_path: Path, gateway: Server) -> None:
+    write_jsonl(tmp_path / "in.jsonl", ROWS)
+    assert run(job_in(tmp_path, gateway.url, run_dir=str(tmp_path / "runs" / "journal"))).exit_code == 0
+    folder = tmp_path / "kept" / "for" / "later"
+    folder.parent.mkdir(parents=True)
+    (tmp_path / "runs" / "journal").rename(folder)
+    assert status_of(folder)["output"] == str(tmp_path / "out.jsonl")
+    assert verify(folder).exit_code == 0
+
+
 def test_a_folder_of_another_input_is_refused_as_ever(tmp_path: Path, gateway: Server) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()
@@ -219,7 +233,7 @@ ORDERS = {
 
 @pytest.mark.slow
 def test_a_hot_copy_is_used_or_known_to_be_damaged(tmp_path: Path, serve: Callable[..., Server]) -> None:
-    server = serve("--latency", "0.01")
+    server = serve("--latency", "0.03")  # so slow that the first copies come before the log is written back
     rows = [{"id": f"r{n}", "text": f"row {n} " + "x" * 3000} for n in range(2000)]
     here = tmp_path / "here"
     here.mkdir()
@@ -281,5 +295,37 @@ def test_a_copy_whose_pages_do_not_fit_is_refused(tmp_path: Path, gateway: Serve
         db.execute("DELETE FROM outcome WHERE no = 3")
     write_jsonl(there / "in.jsonl", [*ROWS, {"id": "new", "text": "new"}])
     says = "is damaged (1 answers without their rows). If this is a copy, make it again when no run works"
-    with pytest.raises(RunFolderError, match=re.escape(says)):
-        run(job_in(there, gateway.url))
+    job, asked = job_in(there, gateway.url), gateway.ledger()["totals"]["requests"]
+    for look in (run, _planned, run, _billed, run):  # whoever is refused, or only looks, leaves it known as a copy
+        with pytest.raises(RunFolderError, match=re.escape(says)) if look is not _billed else nullcontext():
+            look(job)
+    assert gateway.ledger()["totals"]["requests"] == asked
+    with closing(sqlite3.connect(run_folder / "journal.sqlite", isolation_level=None)) as db:
+        db.execute("DELETE FROM reply WHERE no = 3")
+    assert run(job).sent == 2, "mended, it goes on"
+    assert not (run_folder / "lock").read_bytes()
+
+
+def test_a_copy_stays_known_as_one_after_an_error_of_the_job(tmp_path: Path, gateway: Server) -> None:
+    write_jsonl(tmp_path / "in.jsonl", ROWS)
+    folder = tmp_path / "out.jsonl.run"
+    folder.mkdir()
+    note = orjson.dumps({"host": "elsewhere", "pid": 1, "inode": 1})
+    (folder / "lock").write_bytes(note)
+    with pytest.raises(InputError):
+        run(job_in(tmp_path, gateway.url, "missing.jsonl"))
+    assert (folder / "lock").read_bytes() == note
+    with Lock(folder) as lock:
+        assert lock.copied
+        assert lock.holder()["inode"] == 1, "killed now, it is still known"
+        lock.is_whole()
+        assert lock.holder()["inode"] == (folder / "lock").stat().st_ino
+    assert not (folder / "lock").read_bytes()
+
+
+def _planned(job: Job) -> None:
+    asyncio.run(plan(job))
+
+
+def _billed(job: Job) -> None:
+    asyncio.run(billing(job.run_folder, say=lambda text: None))

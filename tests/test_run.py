@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import pty
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -114,6 +116,17 @@ def test_a_lock_ends_with_its_process_and_names_the_holder(tmp_path: Path) -> No
         assert lock.holder()["pid"] == os.getpid()
     assert not Lock(tmp_path).is_held()
     assert lock.holder() == {}
+
+
+def test_a_look_at_the_lock_of_a_killed_run_keeps_nobody_out(tmp_path: Path) -> None:
+    (tmp_path / "lock").write_bytes(b'{"host": "here", "pid": 999999}')
+    looking = os.open(tmp_path / "lock", os.O_RDONLY)
+    fcntl.flock(looking, fcntl.LOCK_SH)  # as ``status --watch`` does, for an instant
+    timer = threading.Timer(0.05, os.close, [looking])
+    timer.start()
+    with Lock(tmp_path) as lock:
+        assert lock.holder()["pid"] == os.getpid()
+    timer.join()
 
 
 def test_run_works_inside_a_running_loop_as_in_a_notebook(bench: Bench) -> None:

@@ -25,7 +25,7 @@ from simulated import Simulated, simulated
 from test_memory import MB, measured, numbered
 
 from pipeline import Job, Wishes, run
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, RunFolderError
 from pipeline.results import export
 from pipeline.simulator import Settings
 from pipeline.verify import Report, told, verify
@@ -336,7 +336,7 @@ SAYS: list[tuple[str, str, Callable[[Folder], object], int, str]] = [
     ("totals of the sheet", "parquet", meta(lambda sheet: sheet["totals"].__setitem__("prompt_tokens", 1)), 6, "meta.json says 1 for totals.prompt_tokens"),
     ("the digest of the sheet", "csv", meta(lambda sheet: sheet["inputs"][0].__setitem__("blake2b", "00")), 6, "its digest is not that in"),
     ("a prompt of the sheet", "csv", meta(put("prompt", "other")), 6, "meta.json has another prompt than the journal"),
-    ("no sheet", "jsonl", lambda f: (f.path / "out.jsonl.meta.json").unlink(), 6, "meta.json cannot be read (No such file or directory)"),
+    ("no sheet", "jsonl", lambda f: (f.path / "out.jsonl.meta.json").unlink(), 6, "meta.json is not there"),
     # results
     ("no results", "parquet", lambda f: f.output.unlink(), 6, "all rows are done, but"),
     ("a row less", "jsonl", lines(lambda rows: rows[:-1]), 6, "ends after 9 rows, the journal has more"),
@@ -487,6 +487,46 @@ def test_what_a_killed_run_named_is_booked(killed: Folder, pipeline: Pipeline) -
     killed.sql("DELETE FROM attempt WHERE code = 'killed'")
     code, text = killed.verify()
     assert (code, "requests that were cut off, 0 are booked as tries that may have been billed" in text) == (6, True)
+
+
+@pytest.mark.parametrize(
+    ("form", "name"), [("jsonl", "out.jsonl.meta.json"), ("batch", "out.error.jsonl"), ("batch", "out.jsonl")]
+)
+def test_whatever_of_the_results_is_deleted_is_written_anew(
+    ended: Callable[[str], Folder], gateway: Server, form: str, name: str
+) -> None:
+    """As ``verify`` says it will be."""
+    folder = ended(form)
+    assert run(job_in(folder.path, gateway.url, form)).exit_code == 3
+    (folder.path / name).unlink()
+    code, text = folder.verify()
+    assert (code, f"{name} is not there: run the same command again, which writes it anew" in text) == (6, True), text
+    asked = gateway.ledger()["totals"]["requests"]
+    assert run(job_in(folder.path, gateway.url, form)).exit_code == 3
+    assert gateway.ledger()["totals"]["requests"] == asked
+    assert folder.verify()[0] == 0, folder.verify()[1]
+    written = folder.output.stat().st_mtime_ns
+    assert run(job_in(folder.path, gateway.url, form)).exit_code == 3
+    assert folder.output.stat().st_mtime_ns == written, "once is enough"
+
+
+def test_a_job_of_another_version_is_gone_on_with_and_said_where_it_cannot_be_read(
+    tmp_path: Path, gateway: Server, pipeline: Pipeline
+) -> None:
+    write_jsonl(tmp_path / "in.jsonl", ROWS)
+    job = job_in(tmp_path, gateway.url, "jsonl")
+    folder = Folder(path=tmp_path, format="jsonl")
+    run(job)
+    folder.sql("UPDATE meta SET value = json_set(value, '$.request.novel', 1) WHERE key = 'job'")
+    looked = pipeline("verify", "out.jsonl")
+    assert (looked.code, "Traceback" in looked.err) == (2, False), looked.err
+    assert "request.novel" in looked.err
+    assert "run the same command again" in looked.err
+    folder.sql("UPDATE meta SET value = '/elsewhere/in.jsonl' WHERE key = 'input'")
+    with pytest.raises(RunFolderError, match=r"belongs to the input /elsewhere/in\.jsonl"):
+        run(job)
+    folder.sql(f"UPDATE meta SET value = '{tmp_path / 'in.jsonl'}' WHERE key = 'input'")
+    assert (run(job).sent, folder.verify()[0]) == (0, 0)
 
 
 def test_rows_that_are_pending_and_results_that_are_to_be_written_are_not_over(

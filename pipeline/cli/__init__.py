@@ -26,7 +26,7 @@ from pipeline.cli.options import (
 )
 from pipeline.cli.screen import print_json, print_text, tell
 from pipeline.cli.simulate import simulate_command
-from pipeline.errors import PipelineError, UsageError
+from pipeline.errors import LookError, PipelineError, UsageError
 from pipeline.visible import visible
 
 if TYPE_CHECKING:
@@ -97,7 +97,12 @@ def try_command(rows: int, sample: bool, **given: Any) -> int:
 
     job = job_of(given)
     summary = _run(job, given, Wishes(most=rows, sample=sample, publish=False, any_hour=True))
-    shown = shown_rows(job.run_folder, rows)
+    try:
+        shown = shown_rows(Path(summary.run_folder), rows)
+    except PipelineError:
+        if summary.exit_code != LookError.exit_code:
+            raise
+        shown = []  # the run folder is gone or has moved: the reason says so, and where the answers are
     if given["as_json"]:
         print_json(
             {"rows": [asdict(row) for row in shown], "exit_code": 0 if summary.exit_code == 75 else summary.exit_code}

@@ -252,6 +252,14 @@ class Job(Table):
         except ValidationError as exc:
             raise JobError(problems(exc, path, cls)) from None
 
+    @classmethod
+    def again(cls, text: str, where: Path) -> Self:
+        """The job that was written as JSON into the journal ``where``. Raises ``JobError``."""
+        try:
+            return cls.model_validate_json(text, strict=False)
+        except ValidationError as exc:
+            raise JobError(problems(exc, where, cls)) from None
+
     @property
     def preset(self) -> Preset:
         """The preset this job builds on."""

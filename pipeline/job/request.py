@@ -7,7 +7,9 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from pipeline.errors import JobError
 from pipeline.job.table import FilePath, Table, Text
+from pipeline.readable import read_text
 
 _RESERVED_PARAMS = {
     "model": "'model' has a place of its own: model = ... at the top of the job, or -m MODEL",
@@ -39,6 +41,21 @@ class RequestSettings(Table):
     pack: int = Field(default=32, ge=1, le=2048)
     pack_tokens: int = Field(default=50_000, ge=1)
     dedupe: bool = False
+
+    def prompt_text(self) -> str | None:
+        """The prompt template, from its file if it is in one. Raises ``JobError`` where that cannot be read."""
+        path = self.prompt_file
+        if path is None:
+            return self.prompt
+        try:
+            text = read_text(path)
+        except UnicodeDecodeError as exc:
+            raise JobError(f"request.prompt_file: {path} is not UTF-8 text (byte {exc.start + 1})") from exc
+        except OSError as exc:
+            raise JobError(f"request.prompt_file: cannot read {path}: {exc.strerror}") from exc
+        if not text.strip():
+            raise JobError(f"request.prompt_file: {path} is empty; it must hold the prompt template")
+        return text
 
     @field_validator("params")
     @classmethod

@@ -14,8 +14,8 @@ from typing import Any, Self
 import orjson
 
 from pipeline.boot import boot_id
-from pipeline.disk import cannot_write, file_system_of, is_full
-from pipeline.errors import IncompleteError, LockedError, PipelineError, RunFolderError
+from pipeline.disk import file_system_of, unwritable
+from pipeline.errors import LockedError, PipelineError, RunFolderError
 
 _HELD = frozenset({errno.EWOULDBLOCK, errno.EACCES})
 LOOKS = 10
@@ -25,33 +25,46 @@ LOOK_S = 0.02
 class Lock:
     """``with Lock(folder): ...``; raises ``LockedError`` (exit 75) naming host, pid and since when.
 
-    ``copied``: its last holder did not end well, and had another file than this: the folder is a copy.
+    ``copied``: its last holder did not end well, and had another file than this: the folder is a copy. That stays known,
+    whatever comes of the present holder, until one says that the journal ``is_whole``.
     """
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "lock"
         self._fd = -1
+        self._before = b""
         self.copied = False
 
     def __enter__(self) -> Self:
         try:
             self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as exc:
-            if is_full(exc):
-                raise IncompleteError(cannot_write(self._path, exc, what="the lock")) from exc
-            raise RunFolderError(f"cannot write in the run folder {self._path.parent}: {exc.strerror}") from exc
+            otherwise = RunFolderError(f"cannot write in the run folder {self._path.parent}: {exc.strerror}")
+            raise unwritable(self._path, exc, what="the lock", otherwise=otherwise) from exc
         try:
             self._take()
         except OSError as exc:
             raise self._let_go(_why_not(self._path.parent, exc, self.holder())) from exc
-        before, inode = self.holder(), os.fstat(self._fd).st_ino
-        self.copied = before.get("inode", inode) != inode
-        note = {"host": socket.gethostname(), "pid": os.getpid(), "boot_id": boot_id(), "since": time.time()}
+        self._before = _bytes_of(self._path)
+        inode = os.fstat(self._fd).st_ino
+        known_as = self.holder().get("inode", inode)
+        self.copied = known_as != inode
         try:
-            self._write({**note, "inode": inode})
+            self._write(known_as)
         except OSError as exc:
-            raise self._let_go(IncompleteError(cannot_write(self._path, exc, what="the lock"))) from exc
+            raise self._let_go(self._unwritten(exc)) from exc
         return self
+
+    def is_whole(self) -> None:
+        """The journal was looked at: from now on the folder is no copy but this holder's own. Raises ``IncompleteError``."""
+        try:
+            self._write(os.fstat(self._fd).st_ino)
+        except OSError as exc:
+            raise self._unwritten(exc) from exc
+        self._before = b""
+
+    def _unwritten(self, exc: OSError) -> PipelineError:
+        return unwritable(self._path, exc, what="the lock")
 
     def _let_go(self, why: PipelineError) -> PipelineError:
         os.close(self._fd)
@@ -59,12 +72,12 @@ class Lock:
         return why
 
     def _take(self) -> None:
-        """A ``status`` that looks whether it is held holds it for an instant itself: nobody's name is in it then."""
+        """A ``status`` that looks whether it is held holds it for an instant itself."""
         for _ in range(LOOKS):
             try:
                 fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as exc:
-                if exc.errno not in _HELD or self.holder():
+                if exc.errno not in _HELD:
                     raise
                 time.sleep(LOOK_S)
             else:
@@ -73,21 +86,24 @@ class Lock:
 
     def __exit__(self, *_: object) -> None:
         with suppress(OSError):  # a disk gone bad: the lock itself goes with the open file
-            os.ftruncate(self._fd, 0)
+            self._replace(self._before)
         os.close(self._fd)
         self._fd = -1
 
-    def _write(self, holder: dict[str, Any]) -> None:
-        os.ftruncate(self._fd, 0)
-        note = orjson.dumps(holder)
+    def _write(self, inode: int) -> None:
+        note = {"host": socket.gethostname(), "pid": os.getpid(), "boot_id": boot_id(), "since": time.time()}
+        self._replace(orjson.dumps({**note, "inode": inode}))
+
+    def _replace(self, note: bytes) -> None:
         if os.pwrite(self._fd, note, 0) < len(note):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.ftruncate(self._fd, len(note))
 
     def holder(self) -> dict[str, Any]:
         """What the present or, after a crash, the last holder wrote; empty after a clean end."""
         try:
-            held = orjson.loads(self._path.read_bytes() or b"{}")
-        except (OSError, ValueError):
+            held = orjson.loads(_bytes_of(self._path) or b"{}")
+        except ValueError:
             return {}  # caught while it is being written: the lock itself still says that it is held
         return held if isinstance(held, dict) else {}
 
@@ -104,6 +120,13 @@ class Lock:
         finally:
             os.close(fd)
         return False
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
 
 
 def _why_not(folder: Path, exc: OSError, holder: dict[str, Any]) -> PipelineError:

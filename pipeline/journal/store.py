@@ -15,7 +15,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from pipeline.disk import cannot_write, file_system_of, free_on, mount_of, size, tried, unwritable
-from pipeline.errors import DamagedError, IncompleteError, PipelineError, RunFolderError
+from pipeline.errors import DamagedError, IncompleteError, NoJournalError, PipelineError, RunFolderError
 from pipeline.folders import sync_folder
 from pipeline.journal import migrate
 
@@ -118,7 +118,7 @@ def connect(path: Path, *, create: bool) -> sqlite3.Connection:
     ``RunFolderError`` when it is missing (reading), damaged, something else, or of a newer version.
     """
     if not create and not path.exists():
-        raise RunFolderError(f"there is no journal at {path}: nothing has been run there yet")
+        raise NoJournalError(f"there is no journal at {path}: nothing has been run there yet")
     if path.exists() and not path.is_file():
         raise RunFolderError(f"{path} is no file; give another --run-dir")
     with sentences(path):
@@ -194,7 +194,7 @@ def _prepare(db: sqlite3.Connection, path: Path, *, create: bool) -> None:
             f"BEGIN; {SCHEMA} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION}; COMMIT;"
         )
     elif tables == 0 and application_id in (0, APPLICATION_ID):  # killed, or busy, before its schema was there
-        raise RunFolderError(f"there is no journal at {path} yet: nothing has been run there")
+        raise NoJournalError(f"there is no journal at {path} yet: nothing has been run there")
     elif application_id != APPLICATION_ID:
         raise RunFolderError(f"{path} is an SQLite file, but no journal of pipeline's; give another --run-dir")
     version = db.execute("PRAGMA user_version").fetchone()[0]

@@ -16,7 +16,7 @@ from pipeline.accounting import PriceOf
 from pipeline.flow import allowance_of
 from pipeline.guards import buys_again
 from pipeline.job import Job
-from pipeline.journal import Counts, Lock, history, reader
+from pipeline.journal import Counts, history, reader
 from pipeline.jsonio import loads
 from pipeline.plan.finish import Finish, finish_of, needed
 from pipeline.plan.forecast import NOTHING, Span
@@ -83,9 +83,9 @@ class Plan:
 async def plan(job: Job, *, show: int = 0, wall_clock: Callable[[], float] = time.time) -> Plan:
     """What a run of the job would do, were it begun now. Raises ``PipelineError`` for what would stop it before it looks at the gateway."""
     key = job.api_key()
-    folder = make_folder(job)
+    make_folder(job)
     signals = Signals()  # none are handled here: only so that an end of the whole is heard in the thread
-    with Lock(folder), opened(job, slots=job.concurrency, adopt=False) as space:
+    with opened(job, slots=job.concurrency, adopt=False) as space:
         # Another prompt makes another index; what an earlier run's answers belong to must stay to be found.
         keeps = space.journal.get("spec") in (None, space.spec)
         with space.journal.all_or_nothing() if keeps else space.journal.put_back():

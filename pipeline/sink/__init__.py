@@ -15,11 +15,11 @@ from pipeline.journal.reader import Projection
 from pipeline.sink.atomic import AtomicFile
 from pipeline.sink.columns import TYPES, Layout, layout, matching, values
 from pipeline.sink.project import Plan, Selection, Stretch, batches, texts
-from pipeline.sink.proof import META, error_file, unlike
+from pipeline.sink.proof import META, error_file, files_of, unlike
 from pipeline.sink.vectors import numbers as vector_numbers
 
 __all__ = [
-    "META", "TYPES", "AtomicFile", "Layout", "Plan", "Selection", "Stretch", "error_file", "layout", "matching",
+    "META", "TYPES", "AtomicFile", "Layout", "Plan", "Selection", "Stretch", "error_file", "files_of", "layout", "matching",
     "unlike", "values", "vector_numbers", "write_meta", "write_results",
 ]  # fmt: skip
 

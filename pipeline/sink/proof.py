@@ -29,6 +29,12 @@ def error_file(path: Path) -> Path:
     return path.with_name(name + (path.suffix or ".jsonl"))
 
 
+def files_of(path: Path, output_format: str) -> list[Path]:
+    """All files that are written for an output: the results (for ``batch``: the pair), and the sheet beside them."""
+    results = [path, error_file(path)] if output_format == "batch" else [path]
+    return [*results, path.with_name(path.name + META)]
+
+
 def unlike(projection: Projection, plan: Plan) -> tuple[int, list[str]]:
     """How many rows were compared, and in what the file (for ``batch``: the pair) differs from what would be written.
 
@@ -39,7 +45,7 @@ def unlike(projection: Projection, plan: Plan) -> tuple[int, list[str]]:
         return _unlike_parquet(projection, plan, quoted)
     with ExitStack() as stack:
         names = [*plan.layout.kept, *plan.layout.results] if plan.format == "csv" else None
-        paths = [plan.path, error_file(plan.path)] if plan.format == "batch" else [plan.path]
+        *paths, _ = files_of(plan.path, plan.format)
         sides = [Beside(path, stack.enter_context(path.open("rb")), names, quoted) for path in paths]
         count = 0
         for rows in texts(projection, plan, sides[0].again, sides[1].again if len(sides) > 1 else None):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.errors import DamagedError, LockedError
 from pipeline.feed import mark_of
-from pipeline.journal import FILE_NAME, Lock, reader, whole
+from pipeline.journal import Lock, reader
 from pipeline.progress import shown_in
 from pipeline.verify.identity import not_one_outcome_a_row, unlike_the_index
 from pipeline.verify.money import impossible_amounts, unlike_the_totals
@@ -39,8 +39,7 @@ def verify(folder: Path, *, input_path: str | None = None) -> Report:
         raise LockedError(f"a run works in {folder} now: verify it when it has ended")
     proof = Proof()
     try:
-        whole.check_kept(folder / FILE_NAME, shown_in(folder))
-        with opened_for_reading(folder, input_path=input_path) as space:
+        with opened_for_reading(folder, input_path=input_path, shown=shown_in(folder)) as space:
             _prove(space, proof)
     except DamagedError as exc:
         proof.found("journal", str(exc), do="or put back a good copy of the folder")  # it says itself what else to do

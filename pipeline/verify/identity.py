@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from pipeline.errors import InputError
 from pipeline.feed import mark_of
+from pipeline.journal import whole
 from pipeline.source import InputFile, chunks, place
 from pipeline.verify.report import Proof
 from pipeline.workspace import Workspace
@@ -89,7 +90,7 @@ _DOUBTS = (
     ),
     (
         "the journal has the answer of a row (its number {}), but not that row's outcome",
-        "SELECT no FROM reply r WHERE NOT EXISTS (SELECT 1 FROM outcome o WHERE o.no = r.no)",
+        f"SELECT no {whole.ANSWERS_WITHOUT_ROWS}",
     ),
     (
         "the index has {1} rows of {0}, its own count is {2}",

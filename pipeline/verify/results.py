@@ -13,21 +13,21 @@ import orjson
 from pipeline.errors import PipelineError
 from pipeline.journal import Projection, Totals
 from pipeline.results import plan_of
-from pipeline.sink import META, error_file, unlike
+from pipeline.sink import META, files_of, unlike
 from pipeline.verify.money import unlike_amounts
 from pipeline.verify.report import AGAIN, Proof
 from pipeline.workspace import Workspace
 
-WRITE_ANEW = f"delete it, then {AGAIN}, which writes it anew and sends nothing; or pipeline export"
+WRITE_ANEW = f"{AGAIN}, which writes it anew and sends nothing; or pipeline export"
 
 
 def results(space: Workspace, totals: Totals, proof: Proof) -> None:
     """All rows are done: the results are there, and every value in them is the journal's."""
     output = space.job.output.path
     is_known = space.journal.get("results") != "stale" and _ended(space)
-    paths = [output, error_file(output)] if space.job.output_format == "batch" else [output]
-    if missing := [path for path in paths if not path.exists()]:
-        _tell(proof, [f"all rows are done, but {path} is not there" for path in missing], is_known=is_known)
+    if missing := [path for path in files_of(output, space.job.output_format) if not path.exists()]:
+        lacking = [f"all rows are done, but {path} is not there" for path in missing]
+        _tell(proof, lacking, is_known=is_known, do=WRITE_ANEW)
         return
     plan = plan_of(space, path=output, output_format=space.job.output_format)
     plan = replace(plan, read_content=partial(_carefully, plan.read_content))
@@ -37,7 +37,7 @@ def results(space: Workspace, totals: Totals, proof: Proof) -> None:
         count, differences = 0, [f"the results {output} cannot be compared ({exc})"]
     proof.counted("rows of the results", count)
     differences += list(_unlike_the_sheet(output, plan.metadata, totals))
-    _tell(proof, differences, is_known=is_known)
+    _tell(proof, differences, is_known=is_known, do=f"delete it, then {WRITE_ANEW}")
 
 
 def _carefully(read_content: Callable[[bytes], str | None], body: bytes) -> str | None:
@@ -53,11 +53,11 @@ def _ended(space: Workspace) -> bool:
     return last is None or last[0] is not None
 
 
-def _tell(proof: Proof, differences: list[str], *, is_known: bool) -> None:
+def _tell(proof: Proof, differences: list[str], *, is_known: bool, do: str) -> None:
     """Results that the journal knows to be stale, or that a killed run did not come to write, are no damage."""
     for what in differences:
         if is_known:
-            proof.found("results", what, do=WRITE_ANEW)
+            proof.found("results", what, do=do)
         else:
             proof.unfinished.append(f"{what}; the results are to be written yet: {AGAIN}, it sends nothing for that")
 

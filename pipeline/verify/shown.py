@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import orjson
-
 from pipeline.journal import Counts, Journal, Totals
-from pipeline.progress import STATUS_FILE
+from pipeline.progress import STATUS_FILE, status_in
 from pipeline.verify.money import unlike_amounts
 from pipeline.verify.report import AGAIN, Proof
 
@@ -23,7 +20,7 @@ def unlike_the_status(journal: Journal, counts: Counts, totals: Totals, proof: P
     path = journal.path.parent / STATUS_FILE
     if not path.exists():
         return
-    status = _read(path)
+    status = status_in(path.parent)
     if status is None:
         yield f"{path} is not one of pipeline's"
         return
@@ -47,14 +44,6 @@ def unlike_the_status(journal: Journal, counts: Counts, totals: Totals, proof: P
     booked = journal.db.execute("SELECT count(*) FROM attempt WHERE code = 'killed' AND lost").fetchone()[0]
     if len(named) > booked:
         yield f"{path} names {len(named)} requests that were cut off, {booked} are booked as tries that may have been billed"
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        status = orjson.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return status if isinstance(status, dict) else None
 
 
 def _names(status: dict[str, Any], key: str) -> list[Any]:
