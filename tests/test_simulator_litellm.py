@@ -265,7 +265,7 @@ def test_errors_from_authentication_have_no_headers_of_litellm(given: str | None
         (b"\xff", {}, 400, "/v1/chat/completions: Missing required parameter: 'messages'.", False),
         (b"", {}, 400, "/v1/chat/completions: Missing required parameter: 'messages'.", False),
         (b'{"model": "%b"}', {}, 400, "/v1/chat/completions: Missing required parameter: 'messages'.", False),
-        (gzip.compress(b'{"model": "%b", "messages": [{"role": "user"}]}'), {"Content-Encoding": "gzip"}, 400, "Missing required", False),
+        (gzip.compress(b'{"model": "%b", "messages": [{"role": "user"}]}', mtime=0), {"Content-Encoding": "gzip"}, 400, "Missing required", False),
         (b"[]", {}, 500, "Internal server error", False),
         (b'{"model": "no", "messages": [{"role": "user"}]}', {}, 400, "Invalid model name passed in model=no.", False),
         (b'{"model": "%b,%b", "messages": [{"role": "user"}]}', {}, 400, "Invalid model name passed in model=", False),
