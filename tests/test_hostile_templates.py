@@ -69,6 +69,7 @@ BOMBS = [
     "{{ ('f' * 1000000)|int(base=16) }}",
     "{{ long.rsplit('b' ~ long[1:100000])|length }}",
     "{{ long }}{{ row['long'] }}" * 200,
+    "{{ ('<' * 60000000)|e|length }}",
     "{{ range(1000)|map(attribute='real' + '.real' * 10000)|list }}",
     "{{ range(0, 2305843009213693951 * 10000, 2305843009213693951)|unique|list }}",
     "{{ same|unique|list }}",

@@ -186,6 +186,10 @@ def _listed(meter: Meter, value: Any) -> None:
     meter.take(len(value) if isinstance(value, str | bytes) else 0)
 
 
+def _swollen(meter: Meter, value: Any, *_: Any, **__: Any) -> None:
+    meter.text(len(str(value)) * 6)  # each sign may become &quot; or %F0%9F..
+
+
 def _as_json(meter: Meter, value: Any, indent: Any = None) -> None:
     meter.walk(value, indent=_narrow(indent))
 
@@ -205,8 +209,9 @@ def _format(meter: Meter, value: Any, *values: Any, **_: Any) -> None:
 
 SHALLOW = frozenset({"count", "d", "default", "first", "last", "length", "items", "list"})  # do not look into members
 FILTERS: Mapping[str, Price | None] = {
-    **_free("abs capitalize count d default dictsort e escape first float groupby items last length lower map max min"),
-    **_free("reject rejectattr reverse safe select selectattr sort string trim truncate upper urlencode"),
+    **_free("abs capitalize count d default dictsort first float groupby items last length lower map max min"),
+    **_free("reject rejectattr reverse safe select selectattr sort string trim truncate upper"),
+    **dict.fromkeys(("e", "escape", "urlencode"), _swollen),
     "batch": _cut,
     "center": _padded,
     "format": _format,
