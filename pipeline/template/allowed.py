@@ -22,7 +22,7 @@ _SPEC = 100
 _PIECES = 100_000
 _BASE_DIGITS = 5000
 _COLLIDING = 200  # steps for a number that may have the hash of others: a set of them takes the square of their count
-_WIDE = re.compile(r"[0-9]{4}")
+_WIDE = re.compile(r"[0-9]{4}|%[-_0^#]*s")  # or with %s of the C library, which counts in the machine's zone
 _SIGN = re.compile(r"%(?:%|[-+ #0]*(\*|[0-9]*)(?:\.(\*|[0-9]*))?(\(?))")
 _SPACES, _WORDS = re.compile(r"\s+"), re.compile(r"\w+")
 _TITLED = re.compile(r"[-\s({\[<]+")
@@ -33,7 +33,7 @@ def spec(form: str) -> None:
     """Check how one value, or one date, is to be written."""
     if len(form) > _SPEC or _WIDE.search(form):
         raise TooMuchError(
-            f"it writes a value with more than {_SPEC} signs, or pads it to more than {WIDTH} characters"
+            f"it writes a value with more than {_SPEC} signs, or pads it to more than {WIDTH} characters, or uses %s"
         )
 
 
