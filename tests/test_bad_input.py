@@ -28,6 +28,7 @@ from pipeline import cli
 from pipeline.job import Job
 from pipeline.presets import PRESETS
 from pipeline.sink import TYPES
+from pipeline.template.allowed import FILTERS
 
 Files = Mapping[str, str | bytes | None]
 ROWS = '{"id": "a", "text": "one"}\n{"id": "b", "text": "two"}\n'
@@ -291,8 +292,8 @@ def batch(name: str, says: str, words: str = "", **change: Any) -> Case:
 TEMPLATE = [
     prompt("a brace short", "Label this:\n{{ text }", "2: unexpected '}'"),
     prompt("an if without end", "a\n{% if text %}b", "2: Unexpected end of template. Jinja was looking for the following tags: 'elif' or 'else' or 'endif'. The innermost block that needs to be closed is 'if'."),
-    prompt("no such filter", "{{ text | shout }}", "1: No filter named 'shout'."),
-    prompt("an include", "a\n{% include 'other.txt' %}", "2: a prompt is one template: no include, import, extends"),
+    prompt("no such filter", "{{ text | shout }}", f"1: No filter named 'shout' here; there are: {', '.join(sorted(FILTERS))}"),
+    prompt("an include", "a\n{% include 'other.txt' %}", "2: a prompt is one template: no include, import, extends, autoescape"),
     prompt("a column misspelt", "a\nb\n{{ txt }}", "3: the input has no column 'txt' (did you mean 'text'?); its columns are: id, text"),
     prompt("no such column", "{{ zzz }}", "1: the input has no column 'zzz'; its columns are: id, text"),
     prompt("single braces", "Label\n{text}", "2: {text} would be sent as it stands; write {{ text }} for the column"),

@@ -22,7 +22,7 @@ _SPEC = 100
 _PIECES = 100_000
 _BASE_DIGITS = 5000
 _COLLIDING = 200  # steps for a number that may have the hash of others: a set of them takes the square of their count
-_WIDE = re.compile(r"[0-9]{4}")
+_WIDE = re.compile(r"[0-9]{4}|%[-_0^#]*s")  # or with %s of the C library, which counts in the machine's zone
 _SIGN = re.compile(r"%(?:%|[-+ #0]*(\*|[0-9]*)(?:\.(\*|[0-9]*))?(\(?))")
 _SPACES, _WORDS = re.compile(r"\s+"), re.compile(r"\w+")
 _TITLED = re.compile(r"[-\s({\[<]+")
@@ -33,7 +33,7 @@ def spec(form: str) -> None:
     """Check how one value, or one date, is to be written."""
     if len(form) > _SPEC or _WIDE.search(form):
         raise TooMuchError(
-            f"it writes a value with more than {_SPEC} signs, or pads it to more than {WIDTH} characters"
+            f"it writes a value with more than {_SPEC} signs, or pads it to more than {WIDTH} characters, or uses %s"
         )
 
 
@@ -186,6 +186,10 @@ def _listed(meter: Meter, value: Any) -> None:
     meter.take(len(value) if isinstance(value, str | bytes) else 0)
 
 
+def _swollen(meter: Meter, value: Any, *_: Any, **__: Any) -> None:
+    meter.text(len(str(value)) * 6)  # each sign may become &quot; or %F0%9F..
+
+
 def _as_json(meter: Meter, value: Any, indent: Any = None) -> None:
     meter.walk(value, indent=_narrow(indent))
 
@@ -205,8 +209,9 @@ def _format(meter: Meter, value: Any, *values: Any, **_: Any) -> None:
 
 SHALLOW = frozenset({"count", "d", "default", "first", "last", "length", "items", "list"})  # do not look into members
 FILTERS: Mapping[str, Price | None] = {
-    **_free("abs capitalize count d default dictsort e escape first float groupby items last length lower map max min"),
-    **_free("reject rejectattr reverse safe select selectattr sort string trim truncate upper urlencode"),
+    **_free("abs capitalize count d default dictsort first float groupby items last length lower map max min"),
+    **_free("reject rejectattr reverse safe select selectattr sort string trim truncate upper"),
+    **dict.fromkeys(("e", "escape", "urlencode"), _swollen),
     "batch": _cut,
     "center": _padded,
     "format": _format,

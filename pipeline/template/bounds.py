@@ -60,7 +60,7 @@ class Bounded(jinja2.sandbox.ImmutableSandboxedEnvironment):
         """Refuse what no template may use. Raises ``TemplateSyntaxError``."""
         for node in tree.find_all(_REFUSED):
             raise jinja2.TemplateSyntaxError(
-                "a prompt is one text: no include, import, extends, autoescape", node.lineno
+                "a prompt is one template: no include, import, extends, autoescape", node.lineno
             )
         for found in tree.find_all((jinja2.nodes.Filter, jinja2.nodes.Test)):
             what, names = (
