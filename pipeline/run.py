@@ -89,8 +89,9 @@ class Run:
         counts = index.counts(has_ids=space.id_column is not None)
         if self._job.request.dedupe and counts.pending:
             counts = replace(counts, copies=await self._signals.in_thread(index.find_copies, hold=True))
-        if self._wishes.most is None:  # who tries a few rows has said how many are paid for
-            check_rebuying(counts, accepted=self._wishes.accept_changes, confirm=self._confirm)
+        accepted = self._wishes.accept_changes
+        if self._wishes.most is None or accepted:  # who tries a few rows has said how many are paid for
+            check_rebuying(counts, accepted=accepted, confirm=self._confirm)
             if counts.changed:
                 index.supersede(has_ids=space.id_column is not None)
         claim(space.journal, self._job)

@@ -257,6 +257,19 @@ def test_the_guard_asks_once_also_when_the_accepted_run_is_cut_short(bench: Benc
     assert (summary.exit_code, sent) == (0, 15)
 
 
+@pytest.mark.parametrize("id_column", ["id", None])
+def test_a_changed_prompt_can_be_tried_and_the_full_run_still_asks(bench: Bench, id_column: str | None) -> None:
+    bench.write(ROWS)
+    bench.run(input__id=id_column)
+    changed = {"request__prompt": "shout {{ text }}", "input__id": id_column}
+    summary, sent = bench.run(Wishes(most=2, publish=False), **changed)
+    assert (summary.exit_code, sent) == (75, 2)
+    with pytest.raises(UsageError, match="done rows changed"):
+        bench.run(**changed)
+    summary, sent = bench.run(Wishes(accept_changes=True), **changed)
+    assert (summary.exit_code, sent) == (0, len(ROWS) - 2)
+
+
 @pytest.mark.parametrize(("before", "after"), [(None, "id"), ("id", None), ("id", "other")])
 def test_another_id_column_buys_nothing_again(bench: Bench, before: str | None, after: str | None) -> None:
     bench.write([{"id": f"r{n}", "other": f"o{n}", "text": f"row {n // 2}"} for n in range(20)])
