@@ -38,9 +38,9 @@ def status_of(folder: Path) -> dict[str, Any]:
     try:
         status = orjson.loads((folder / STATUS_FILE).read_bytes())
     except FileNotFoundError:
-        raise RunFolderError(f"{folder} has no status yet: nothing has been sent there") from None
+        status = _without_status(folder, f"{folder} has no status yet: nothing has been sent there")
     except ValueError as exc:
-        status = _after_power_cut(folder, exc)
+        status = _without_status(folder, f"cannot read the status in {folder}: {exc}")
     except OSError as exc:
         raise RunFolderError(f"cannot read the status in {folder}: {exc}") from exc
     if not isinstance(status, dict) or not all(isinstance(status.get(name, 0), int | float) for name in _NUMBERS):
@@ -56,16 +56,20 @@ def status_of(folder: Path) -> dict[str, Any]:
     return status
 
 
-def _after_power_cut(folder: Path, why: ValueError) -> dict[str, Any]:
-    """What is left of a status that was not synced is no status: the journal tells what it told. Raises ``RunFolderError``."""
-    if Lock(folder).is_held() or not (folder / FILE_NAME).exists():
-        raise RunFolderError(f"cannot read the status in {folder}: {why}") from why
+def _without_status(folder: Path, why: str) -> dict[str, Any]:
+    """A backup of a journal alone has no status, and a power cut may tear one: the journal tells then. Raises ``RunFolderError``."""
+    path = folder / FILE_NAME
+    if Lock(folder).is_held() or not path.exists():
+        raise RunFolderError(why)
     journal = Journal.read(folder)
     try:
         with sentences(journal.path):
-            return {"state": "running", "run_folder": str(folder), "output": journal.get("output")}
+            output = journal.get("output")
     finally:
         journal.close()
+    if output is None:
+        raise RunFolderError(why)
+    return {"state": "running", "run_folder": str(folder), "output": output, "written_at": path.stat().st_mtime}
 
 
 def _from_journal(folder: Path) -> dict[str, Any]:

@@ -281,6 +281,15 @@ def _what_becomes_of(folder: Path, url: str, count: int) -> str:
     return "went on"
 
 
+def test_the_status_of_a_backup_is_what_its_journal_tells(tmp_path: Path, gateway: Server) -> None:
+    write_jsonl(tmp_path / "in.jsonl", [{"id": f"r{n}", "text": f"row {n}"} for n in range(5)])
+    assert run(job_in(tmp_path, gateway.url)).sent == 5
+    backed_up(tmp_path / "out.jsonl.run", tmp_path / "kept.run")
+    ended = call(tmp_path, "status", "kept.run")
+    assert ended.code == 0, ended.err
+    assert "5 succeeded, 0 failed, 0 left, of 5" in ended.out
+
+
 def test_a_copy_whose_pages_do_not_fit_is_refused(tmp_path: Path, gateway: Server) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()
