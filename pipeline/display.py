@@ -9,10 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-from pipeline.progress import Snapshot
+from pipeline.progress import Snapshot, outage
 from pipeline.visible import visible
 
 LINE_EVERY_S = 30.0
+LASTING_S = 5.0  # an outage is told of
 LOG_FILE = "run.log"
 BAR = "{percentage:3.0f}%|{bar:16}| {desc}"
 BAR_COLUMNS = 24  # those of BAR, without what it says, and the last, which stays free
@@ -143,9 +144,16 @@ class Logged:
     def __init__(self, display: Display, folder: Path) -> None:
         self._display = display
         self._path = folder / LOG_FILE
+        self._told_of: float | None = None
 
     def show(self, snapshot: Snapshot) -> None:
-        """Show it."""
+        """Show it; an outage that lasts is also said, once, and so is its end: a bar has no room for its cause."""
+        if snapshot.outages:
+            started_at, ended_at, cause = snapshot.outages[-1]
+            is_told = self._told_of == started_at
+            if is_told if ended_at is not None else not is_told and time.time() - started_at >= LASTING_S:
+                self._told_of = started_at if ended_at is None else None
+                self.say(outage(started_at, ended_at, cause))
         self._display.show(snapshot)
 
     def say(self, text: str) -> None:

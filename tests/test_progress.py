@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import write_jsonl
 
 from pipeline import Job, run
+from pipeline.display import Logged, Silent
 from pipeline.ending import last_words
-from pipeline.progress import Activity, Snapshot, Tally, number
+from pipeline.progress import Activity, Snapshot, Tally, number, outage
 from pipeline.records import Summary
 
 
@@ -77,3 +79,26 @@ def test_rows_that_never_were_requests_are_not_to_be_tried_again_as_they_are(tmp
     assert "They never became requests: mend the template or the data, then: pipeline run x" in words
     assert "--retry-failed" not in words
     assert "pipeline run x --accept-failed" in words
+
+
+def test_an_outage_that_lasts_is_said_once_and_so_is_its_end(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    class Heard(Silent):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    display, now = Logged(Heard(), tmp_path), time.time()
+    at_work = shown()
+    for outages in ([], [(now - 1, None, "refused")], [(now - 9, None, "refused")], [(now - 9, None, "refused")]):
+        display.show(replace(at_work, outages=outages))
+    assert [text.partition(",")[0] for text in said] == ["The gateway is still away"]
+    assert said[0].endswith("(refused)")
+    for outages in (
+        [(now - 9, now, "refused")],
+        [(now - 9, now, "refused")],
+        [(now - 9, now, "refused"), (now, now, "short")],
+    ):
+        display.show(replace(at_work, outages=outages))
+    assert said[1:] == [outage(now - 9, now, "refused")]
+    assert (tmp_path / "run.log").read_text().count("refused") == 2
