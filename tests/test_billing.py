@@ -125,7 +125,8 @@ def test_what_was_not_billed_is_told_apart(
     asked = asked_for(server)
     again = asyncio.run(billing_module.billing(this.run_folder, say=said.append))
     assert asked_for(server) == asked + 1, "what is known is not asked for again"
-    words = [*sorted(again.lines[:2]), *again.lines[2:]]  # both were given up within the same instant
+    lines = list(again.lines)
+    words = [*sorted(lines[:2]), *lines[2:]]  # both were given up within the same instant
     assert re.fullmatch(r"  r1 \(timeout, p\w+-\d-1\): billed \$0\.0000\d+", words[0])
     assert re.fullmatch(r"  r2 \(timeout, p\w+-\d-1\): not billed", words[1])
     assert words[2].startswith("2 lost tries: 1 billed ($0.0000")
