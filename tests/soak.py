@@ -189,9 +189,9 @@ def _books(member: Member, entries: list[Entry]) -> list[str]:
     journal.close()
     mine = [entry for entry in entries if (entry.call_id or "").split("-")[0] in names]
     # A witness belongs to no row: one that was in flight at a kill is named by nobody.
-    cut_off = [entry for entry in mine if "-witness-" in (entry.call_id or "") and entry.call_id not in witnesses]
-    mine = [entry for entry in mine if entry not in cut_off]
-    reckoning = reconcile(member.run_folder, [bill_of(entry) for entry in mine if entry.billed])
+    billed = [entry for entry in mine if entry.billed]
+    cut_off = [entry for entry in billed if "-witness-" in (entry.call_id or "") and entry.call_id not in witnesses]
+    reckoning = reconcile(member.run_folder, [bill_of(entry) for entry in billed if entry not in cut_off])
     report = verify(member.run_folder)
     size = (member.run_folder / "journal.sqlite").stat().st_size
     print(

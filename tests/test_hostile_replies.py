@@ -168,6 +168,7 @@ def test_a_run_through_any_garble_ends_with_every_row_accounted_for(says: list[b
 
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         patch.setattr(pipeline.outage, "FIRST_PROBE_S", 0.01)
+        patch.setattr(pipeline.judge, "MOST_HELD", 3)
         for name in ("WINDOW_S", "MARGIN_S", "POLL_S", "MOST_POLL_S"):  # a garbled 429 is a limit, too
             patch.setattr(pipeline.rates, name, 0.05)
         summary, rows = asyncio.run(main(Path(folder)))
