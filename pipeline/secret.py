@@ -70,6 +70,8 @@ class Secret:
 
     def out_of_headers(self, headers: Mapping[str, str]) -> dict[str, str]:
         """The headers without the key; bytes that are no UTF-8, which nothing could write down, are replaced."""
+        if not self._words and all(map(str.isascii, headers.values())):
+            return dict(headers)
         clean: dict[str, str] = {}
         for name, value in headers.items():
             text = value if value.isascii() else value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -56,6 +56,7 @@ class Wire:
         named = named if self._port == standard else f"{named}:{self._port}"
         every = {"Host": named, "Accept": "*/*", "Accept-Encoding": "gzip, deflate"}
         self._headers = _lines({**every, **headers})
+        self._starts: dict[str, str] = {}
         self._addresses: list[Any] = []
         self._looked_up_at = 0.0
         self._looking_up: asyncio.Task[list[Any]] | None = None
@@ -73,8 +74,17 @@ class Wire:
                 return made
             connection = made
         length = f"Content-Length: {len(body)}\r\n" if body else ""
-        head = f"{method} {self._path}{path} HTTP/1.1\r\n{self._headers}{_lines(headers)}{length}\r\n"
+        head = f"{self._start(method, path)}{_lines(headers)}{length}\r\n"
         return await connection.sent(head.encode(), body, times, events=events)
+
+    def _start(self, method: str, path: str) -> str:
+        """What all requests to a path begin with; kept for those that are many."""
+        start = self._starts.get(path) if method == "POST" else None
+        if start is None:
+            start = f"{method} {self._path}{path} HTTP/1.1\r\n{self._headers}"
+            if method == "POST":
+                self._starts[path] = start
+        return start
 
     async def close(self) -> None:
         """Break every connection: whoever waits for a reply is told."""
