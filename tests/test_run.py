@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,14 @@ def _wait_for(server: Server, requests: int) -> None:
     while server.ledger()["totals"]["requests"] < requests:
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+@pytest.fixture(autouse=True)
+def a_terminal_that_may_hang_up() -> Iterator[None]:
+    """Whoever runs the tests may have had SIGHUP ignored, as nohup does, and children would take that over."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize(
