@@ -106,7 +106,7 @@ def _disk_trouble(path: Path, text: str, needed: float | None) -> PipelineError:
 
 def _temporary_folder() -> Path:
     """Where SQLite sorts what does not fit into memory; the order is its own."""
-    named = (os.environ.get("SQLITE_TMPDIR"), os.environ.get("TMPDIR"), "/var/tmp", "/usr/tmp", "/tmp")  # noqa: S108
+    named = (os.environ.get("SQLITE_TMPDIR"), os.environ.get("TMPDIR"), "/var/tmp", "/usr/tmp", "/tmp")  # noqa: S108 - SQLite looks there, we only say where
     found = (Path(name) for name in named if name and Path(name).is_dir() and os.access(name, os.W_OK | os.X_OK))
     return next(found, Path.cwd())
 
