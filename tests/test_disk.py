@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import resource
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -307,7 +308,9 @@ def test_a_disk_that_somebody_else_fills_lets_the_run_drain(tmp_path: Path, kind
         )  # fmt: skip
         folder = disk.folder / "run"
         wait_for(lambda: kept_by(folder) >= 20)
+        run.send_signal(signal.SIGSTOP)  # a filler that is still at work would take the reserve too, the moment it is given back
         disk.fill(left=0)
+        run.send_signal(signal.SIGCONT)
         out, err = run.communicate(timeout=60)
         assert run.returncode == (0 if disk.how == "rlimit" else 75), err
         assert "Traceback" not in err
