@@ -105,7 +105,8 @@ class Backlog:
 
     @property
     def _has_room(self) -> bool:
-        return len(self._timers) < self._most_waiting and sum(map(len, self._parked.values())) < MOST_PARKED
+        parked = sum(map(len, self._parked.values())) if self._parked else 0
+        return len(self._timers) < self._most_waiting and parked < MOST_PARKED
 
     @property
     def _is_full(self) -> bool:

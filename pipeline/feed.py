@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from pipeline.errors import IncompleteError, InputError, RowError
@@ -66,6 +67,7 @@ class Feed:
         self, file: InputFile, problems: list[InputError], columns: dict[str, None], tick: Callable[[int], None]
     ) -> Iterator[IndexRow]:
         seen: Any = None
+        folder = file.path.parent
         for chunk in chunks(file):
             for line, data in chunk.rows(on_error=problems.append):
                 if data.keys() != seen:
@@ -75,7 +77,7 @@ class Feed:
                         raise InputError(f"{place(file, line)}: {TOO_MANY}")
                 try:
                     row = self._row(line, data)
-                    yield line, row.custom_id, self._fingerprint(row, file)
+                    yield line, row.custom_id, self._fingerprint(row, folder)
                 except InputError as exc:
                     problems.append(InputError(f"{place(file, line)}: {exc}"))
                 self._read += 1
@@ -88,11 +90,11 @@ class Feed:
     def identity(self, file: InputFile, line: int, data: dict[str, Any]) -> tuple[str | None, bytes]:
         """Id and fingerprint of one row as the index pass makes them. Raises ``InputError`` where the id is none."""
         row = self._row(line, data)
-        return row.custom_id, self._fingerprint(row, file)
+        return row.custom_id, self._fingerprint(row, file.path.parent)
 
-    def _fingerprint(self, row: Row, file: InputFile) -> bytes:
+    def _fingerprint(self, row: Row, folder: Path) -> bytes:
         try:
-            return self._template.compose(row, file.path.parent, whole=False).fingerprint
+            return self._template.compose(row, folder, whole=False).fingerprint
         except RowError as error:
             return self._template.fingerprint_of_error(row, error)
 
@@ -148,11 +150,12 @@ class Feed:
 
     def _slice(self, file: InputFile, chunk: Any, lines: Sequence[int], wanted: Pending) -> list[Request | Outcome]:
         items: list[Request | Outcome] = []
+        folder = file.path.parent
         for line, data in chunk.rows(frozenset(lines)):
             number, custom_id, fingerprint = wanted[line]
             row = Row(custom_id=custom_id, index=line, data=data)
             try:
-                composed: Composed | None = self._template.compose(row, file.path.parent)
+                composed: Composed | None = self._template.compose(row, folder)
             except RowError as error:
                 if self._template.fingerprint_of_error(row, error) == fingerprint:
                     items.append(_failed(row, number, fingerprint, error))

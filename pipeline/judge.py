@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -262,11 +262,11 @@ class Judge:
 
     # the journal
 
-    async def _keep(self, tried: Try, record: Outcome | Attempt) -> None:
+    def _keep(self, tried: Try, record: Outcome | Attempt) -> Awaitable[None]:
         records = packs.parted(tried.ticket.rows, record) if tried.ticket.rows else (record,)
         if (why := self._poison.check(records)) is not None:
             self._stop(why)
-        await self._keeper.keep(records, tried.entries)
+        return self._keeper.keep(records, tried.entries)
 
     def _clear(self, tried: Try) -> None:
         for entry in tried.entries:

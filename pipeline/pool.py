@@ -8,7 +8,7 @@ clock is injected.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from pipeline import packs
@@ -193,11 +193,12 @@ class Pool:
             self.stop(exc)
             return
         tokens = self._estimate.of(ticket.request)
-        await self._away.gate()
-        await self._rates.turn(tokens)
-        while self._away.gateway and not self._backlog.closed:  # it began while this one waited
-            await self._away.gate()
+        while True:
+            if self._away.gateway:
+                await self._away.gate()
             await self._rates.turn(tokens)
+            if self._backlog.closed or not self._away.gateway:  # else it began while this one waited
+                break
         ticket.spent = 0.0
         if self._away.model(ticket.request.model):
             self._backlog.park(ticket, ticket.request.model)
@@ -225,7 +226,7 @@ class Pool:
             del self._in_flight[id(tried)]
         await self._judge.settle(tried, reply, self._away)
 
-    async def _send(self, tried: Try) -> Reply:
+    def _send(self, tried: Try) -> Awaitable[Reply]:
         ticket, request = tried.ticket, tried.ticket.request
         stream = (self._terms.stream or ticket.stream) and request.endpoint == CHAT
         body = self._dialect.dress(request)
@@ -233,7 +234,7 @@ class Pool:
             body = self._dialect.streamed(body)
         elif ticket.rows and tried.base64:
             body = packs.asking_base64(body)
-        return await self._sender.send(request.endpoint, body, self._dialect.headers(tried.call_id), stream=stream)
+        return self._sender.send(request.endpoint, body, self._dialect.headers(tried.call_id), stream=stream)
 
     # what others tell
 

@@ -2,8 +2,8 @@
 
 Natural group commit: while one COMMIT (an fsync) runs in a thread, the next outcomes gather; they are inserted on the
 loop in one go and committed together. Inserting on the loop costs it a few microseconds a row; a step per row in the
-thread would fight the loop for the interpreter at every one of them. At most ``slots`` outcomes are not yet durable:
-whoever has one more waits.
+thread would fight the loop for the interpreter at every one of them. Whoever hands over more than ``slots`` that are not
+yet durable waits, and does not send meanwhile: what is out and what is not on disk is never more than 2 x slots.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import zlib
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
@@ -63,7 +64,8 @@ class Writer:
         self._gathered: list[Handed] = []
         self._committing: list[Handed] = []
         self._work = asyncio.Event()
-        self._room = asyncio.Event()
+        self._handed = 0
+        self._waiters: deque[tuple[int, asyncio.Future[None]]] = deque()  # each with what had been handed over by then
         self._closing = False
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal-commit")
         self._redone = db.execute("SELECT 1 FROM outcome WHERE redo LIMIT 1").fetchone() is not None
@@ -83,17 +85,15 @@ class Writer:
 
     async def keep(self, records: Sequence[Record], entries: Sequence[int] = ()) -> None:
         """Hand over the records of one call, pairwise with the in-flight entries that their durability clears, if they have
-        any; one transaction holds all of them. Waits while too many are not durable."""
-        try:
-            while self._undurable_after(len(records)) > self._slots:
-                self._room.clear()
-                await self._room.wait()
-        finally:  # also when cancelled: what is finished is paid for
-            self._gathered.extend(zip(records, entries or repeat(None, len(records)), strict=True))
-            self._work.set()
-
-    def _undurable_after(self, more: int) -> int:
-        return self.undurable + more if self.undurable else 0  # what is larger than all room goes in alone
+        any; one transaction holds all of them. Waits then until all but the last ``slots`` are on disk: so long nothing
+        more is sent in this one's place."""
+        self._gathered.extend(zip(records, entries or repeat(None, len(records)), strict=True))
+        self._handed += len(records)
+        self._work.set()
+        if self.undurable > self._slots:
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append((self._handed, waiter))
+            await waiter
 
     def close(self) -> None:
         """Write what is left, then let ``write`` return."""
@@ -158,9 +158,17 @@ class Writer:
                 self._table.clear(entry)
         records = [record for record, _ in self._committing]
         self._committing = []
-        self._room.set()
+        self._let_go()
         if records:
             self._kept(records)
+
+    def _let_go(self) -> None:
+        """Those behind whose records no more than ``slots`` are left."""
+        dealt_with = self._handed - len(self._gathered)
+        while self._waiters and self._waiters[0][0] - dealt_with <= self._slots:
+            _, waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
 
 
 def _attempt_values(attempt: Attempt, run: int) -> tuple[object, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
+from functools import lru_cache
 
 import httptools
 
@@ -101,7 +102,7 @@ class Incoming:
         if self._head_done:
             self._count_head(len(name) + len(value))
             return
-        known = name.decode("latin-1").lower()
+        known = _known(name)
         self._headers.setdefault(known, value.decode("utf-8", "surrogateescape"))
         if known == "transfer-encoding":  # it may stand on several lines
             self._chunked = self._chunked or b"chunked" in value.lower()
@@ -154,3 +155,8 @@ class Incoming:
             self.trouble = malformed("its packed body ends too early")
         body, self._body = bytes(self._body), b""
         self.answer = Answer(status=self._status, headers=self._headers, body=body, events=self._events)
+
+
+@lru_cache(maxsize=256)  # a gateway's replies have the same headers again and again
+def _known(name: bytes) -> str:
+    return name.decode("latin-1").lower()
