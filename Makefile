@@ -45,8 +45,8 @@ test: lint  ## the whole suite
 	$(PYTEST) -m 'not real'
 	@$(MAKE) --no-print-directory test-real
 
-test-fast: lint  ## the suite without its slow parts: under 3 minutes
-	$(PYTEST) -m 'not slow and not real'
+test-fast: lint  ## the suite without its slow parts, and fewer examples of each property: under 3 minutes
+	$(PYTEST) --hypothesis-profile=fast -m 'not slow and not real'
 
 test-crash: $(VENV)/.test  ## the crash matrix (12 minutes): over 300 kill -9; PIPELINE_CRASH_SEED=N plays one again
 	PIPELINE_CRASH=full $(BIN)/python -m pytest -s tests/test_crash.py

@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 import pytest
+from hypothesis import settings
 from leaks import Watch, leaks_in, scan
 
 from pipeline import Job, Summary, Wishes, run
@@ -79,6 +80,14 @@ def pipeline(tmp_path: Path) -> Pipeline:
         return Ended(code=done.returncode, out=done.stdout, err=done.stderr)
 
     return call
+
+
+settings.register_profile("fast", max_examples=20)
+
+
+def examples(many: int) -> int:
+    """So many of a property, or fewer where the fast suite is asked for (``--hypothesis-profile=fast``: 20 for 100)."""
+    return max(many * settings().max_examples // 100, 1)
 
 
 def clean_environment() -> dict[str, str]:

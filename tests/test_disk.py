@@ -308,7 +308,9 @@ def test_a_disk_that_somebody_else_fills_lets_the_run_drain(tmp_path: Path, kind
         )  # fmt: skip
         folder = disk.folder / "run"
         wait_for(lambda: kept_by(folder) >= 20)
-        run.send_signal(signal.SIGSTOP)  # a filler that is still at work would take the reserve too, the moment it is given back
+        run.send_signal(
+            signal.SIGSTOP
+        )  # a filler that is still at work would take the reserve too, the moment it is given back
         disk.fill(left=0)
         run.send_signal(signal.SIGCONT)
         out, err = run.communicate(timeout=60)

@@ -15,7 +15,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from conftest import read_jsonl, write_jsonl
+from conftest import examples, read_jsonl, write_jsonl
 from hostile import (
     ANSWER,
     DONE,
@@ -289,7 +289,7 @@ def garbled(draw: st.DrawFn) -> bytes:
     return bytes(found)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(says=st.lists(garbled(), min_size=10, max_size=30), stream=st.booleans(), proxied=st.booleans())
 def test_no_bytes_get_past_the_client(says: list[bytes], stream: bool, proxied: bool) -> None:
     for found in exchanges(says, stream=stream, proxied=proxied, timeout_s=0.5):
@@ -317,7 +317,7 @@ BODIES = st.fixed_dictionaries(
 )  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(
     body=BODIES,
     status=st.sampled_from([200, 200, 200, 400, 429, 500]),

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
-from conftest import clean_environment
+from conftest import clean_environment, examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -183,7 +183,7 @@ def test_a_stopped_run_keeps_nothing_from_the_others(join: Callable[..., Lease],
 steps = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9), st.integers(0, 9)), max_size=20)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(steps=steps)
 def test_whatever_they_do_they_never_have_more_in_flight_than_there_are_slots(
     steps: list[tuple[int, int, int]],

@@ -22,7 +22,7 @@ import pandas as pd
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
-from conftest import Bench, Pipeline, read_jsonl, write_jsonl
+from conftest import Bench, Pipeline, examples, read_jsonl, write_jsonl
 from filled import (
     ROWS,
     answered,
@@ -133,7 +133,7 @@ ANSWERS = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=examples(80))
 @given(answers=ANSWERS, ending=st.sampled_from(["parquet", "jsonl", "csv"]))
 def test_an_answer_arrives_as_it_was_given(answers: list[str], ending: str) -> None:
     with TemporaryDirectory() as name:

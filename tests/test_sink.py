@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import read_jsonl, write_jsonl
+from conftest import examples, read_jsonl, write_jsonl
 from filled import csv_rows, every_third_failed, exported, job_for, small_chunks, some
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -115,7 +115,7 @@ def tables(draw: st.DrawFn) -> pa.Table:
     return pa.table(columns)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(150))
 @given(table=tables(), group=st.integers(1, 4), files=st.integers(1, 3), step=st.integers(1, 3))
 def test_parquet_comes_back_with_its_types_values_and_order(table: pa.Table, group: int, files: int, step: int) -> None:
     with folder() as here, small_chunks(step):
@@ -275,7 +275,7 @@ def same(value: Any, found: Any) -> bool:
     return not isinstance(found, bool) and isinstance(found, int | float) and value == found
 
 
-@settings(deadline=None, max_examples=250)
+@settings(deadline=None, max_examples=examples(250))
 @given(rows=json_rows(), step=st.integers(1, 4))
 def test_json_comes_back_from_parquet(rows: list[dict[str, Any]], step: int) -> None:
     rows[0] = {**rows[0], "number": 1}  # an input has columns
@@ -358,7 +358,7 @@ def test_results_can_be_the_input_of_the_next_job(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- text formats
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(150))
 @given(rows=json_rows(), step=st.integers(1, 4), pack=st.booleans())
 def test_json_lines_come_back_equal(rows: list[dict[str, Any]], step: int, pack: bool) -> None:
     rows[0] = {**rows[0], "number": 1}
@@ -379,7 +379,7 @@ HEADERS = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(150))
 @given(data=st.data(), names=HEADERS, step=st.integers(1, 4), sign=st.sampled_from([",", "\t"]))
 def test_csv_comes_back_equal(data: st.DataObject, names: list[str], step: int, sign: str) -> None:
     cells = st.lists(CELLS, min_size=len(names), max_size=len(names))

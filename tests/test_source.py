@@ -21,6 +21,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import examples
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -79,7 +80,7 @@ JSON = st.recursive(
 OBJECTS = st.lists(st.dictionaries(TEXT, JSON, max_size=4), max_size=12)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(
     objects=OBJECTS,
     pack=st.sampled_from(list(PACK)),
@@ -94,7 +95,7 @@ def test_json_lines_come_back_equal(objects: list[Any], pack: str, ascii_: bool,
     assert [index for index, _ in found] == [1 + step * number for number in range(len(objects))]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(value=JSON)
 def test_dumps_and_loads_are_each_others_inverse(value: Any) -> None:
     assert loads(dumps(value)) == value
@@ -298,7 +299,7 @@ def test_json_lines_need_no_pyarrow() -> None:
 # ---------------------------------------------------------------- CSV
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(
     records=st.lists(st.lists(TEXT.filter(lambda text: "\0" not in text), min_size=3, max_size=3), max_size=8),
     quoting=st.sampled_from([csv.QUOTE_ALL, csv.QUOTE_MINIMAL, csv.QUOTE_NONNUMERIC]),
@@ -417,7 +418,7 @@ def typed(draw: Any, depth: int = 2) -> tuple[Any, st.SearchStrategy[Any], Calla
     return pa.map_(pa.int32(), inner), by_number, lambda items: [[key, maybe(item)] for key, item in items]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(drawn=st.data(), types=st.lists(typed(), min_size=1, max_size=4), count=st.integers(0, 7))
 def test_parquet_rows_are_python_values(drawn: Any, types: list[Any], count: int) -> None:
     columns, expected = {}, [{} for _ in range(count)]  # type: ignore[var-annotated]

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 import pytest
-from conftest import write_jsonl
+from conftest import examples, write_jsonl
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -181,7 +181,7 @@ TEMPLATE_LIKE = st.lists(
 ).map("".join)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(200))
 @given(word=TEMPLATE_LIKE)
 def test_what_looks_like_a_template_in_a_row_arrives_verbatim(word: str) -> None:
     assert text({"x": word}) == word
