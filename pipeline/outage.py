@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import orjson
 
 from pipeline.gateways import OpenAI
-from pipeline.records import CHAT, COMPLETIONS, EMBEDDINGS, Kind, Reply, Request, Verdict
+from pipeline.records import CHAT, COMPLETIONS, EMBEDDINGS, WITNESSES, Kind, Reply, Request, Verdict
 from pipeline.unreadable import carefully
 
 FIRST_PROBE_S = 1.0
@@ -45,7 +45,7 @@ class Sender(Protocol):
 
 
 class GatewayProber:
-    """Probes over the network; ``booked`` is told what each witness was and what came of it."""
+    """Probes over the network. ``enter`` notes each witness as in flight, in an entry; ``booked`` is told what came of it."""
 
     def __init__(
         self,
@@ -53,13 +53,16 @@ class GatewayProber:
         dialect: OpenAI,
         *,
         run_name: str,
-        booked: Callable[[Request, str, Reply], Awaitable[None]],
+        enter: Callable[[Request, str], int],
+        booked: Callable[[Request, str, Reply, int], Awaitable[None]],
     ) -> None:
         self._sender = sender
         self._dialect = dialect
         self._run_name = run_name
+        self._enter = enter
         self._booked = booked
         self._count = 0
+        self._few = asyncio.Semaphore(WITNESSES)
 
     async def reach(self) -> Verdict:
         """Whether anyone answers at all, by an unpaid call."""
@@ -71,19 +74,21 @@ class GatewayProber:
     async def witness(self, request: Request) -> Verdict:
         """The shortest request to the same model: what it meets is not the fault of any row."""
         body = orjson.dumps({"model": request.model, **_SHORTEST[request.endpoint]}, option=orjson.OPT_SORT_KEYS)
-        asked = replace(request, custom_id=WITNESS, body=body, fingerprint=bytes(16))
+        asked = replace(request, custom_id=WITNESS, index=0, body=body, fingerprint=bytes(16))
         reply = await self._ask(asked)
         if reply.failure is not None and reply.failure.stale:  # the connection of the call before: it says nothing
             reply = await self._ask(asked)
         return carefully(lambda reply: self._dialect.classify(reply, asked.endpoint), reply)
 
     async def _ask(self, asked: Request) -> Reply:
-        self._count += 1
-        call_id = f"{self._run_name}-witness-{self._count}"
-        body, headers = self._dialect.dress(asked), self._dialect.headers(call_id)
-        reply = await self._sender.send(asked.endpoint, body, headers, stream=False)
-        await self._booked(asked, call_id, reply)
-        return reply
+        async with self._few:
+            self._count += 1
+            call_id = f"{self._run_name}-witness-{self._count}"
+            body, headers = self._dialect.dress(asked), self._dialect.headers(call_id)
+            entry = self._enter(asked, call_id)
+            reply = await self._sender.send(asked.endpoint, body, headers, stream=False)
+            await self._booked(asked, call_id, reply, entry)
+            return reply
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

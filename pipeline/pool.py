@@ -93,7 +93,9 @@ class Pool:
             answered=self._watch,
             reached=terms.reached,
         )
-        self._prober = GatewayProber(sender, dialect, run_name=terms.run_name, booked=self._book_witness)
+        self._prober = GatewayProber(
+            sender, dialect, run_name=terms.run_name, enter=keeper.enter, booked=self._book_witness
+        )
         self._away = Away(self._new_outage, many=terms.many_models, back=self._backlog.unpark)
         self.stopped: PipelineError | None = None
 
@@ -251,12 +253,14 @@ class Pool:
         if (why := self._terms.patience.ends(said, seconds, reached=self._judge.reached)) is not None:
             self.stop(why)
 
-    async def _book_witness(self, request: Request, call_id: str, reply: Reply) -> None:
+    async def _book_witness(self, request: Request, call_id: str, reply: Reply, entry: int) -> None:
         attempt = self._books.witness(request, call_id, reply)
         if self._budget is not None:
             self._budget.spent += attempt.cost.amount or 0.0
         if attempt.lost or reply.status == 200:
-            await self._keeper.keep((attempt,))
+            await self._keeper.keep((attempt,), (entry,))
+        else:
+            self._keeper.clear(entry)
 
     def _watch(self, request: Request, completion: Completion) -> None:
         self._estimate.learn(request, completion.usage)

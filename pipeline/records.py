@@ -16,6 +16,7 @@ from pipeline.frozen import frozen
 CHAT = "/chat/completions"
 COMPLETIONS = "/completions"
 EMBEDDINGS = "/embeddings"
+WITNESSES = 8  # out at once, of as many models; the in-flight table has room for them beside the rows
 Status = Literal["succeeded", "failed"]
 CostSource = Literal["gateway", "price_table", "free", "reused", "unknown"]
 Form = Literal["json", "float32"]

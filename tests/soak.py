@@ -183,26 +183,18 @@ def _books(member: Member, entries: list[Entry]) -> list[str]:
     done = journal.db.execute("SELECT count(*) FROM outcome").fetchone()[0]
     named = journal.db.execute("SELECT count(*) FROM attempt WHERE code = 'killed'").fetchone()[0]
     replies = journal.db.execute("SELECT sum(length(body)) FROM reply").fetchone()[0] or 1
-    witnesses = {
-        call_id for (call_id,) in journal.db.execute("SELECT call_id FROM attempt WHERE custom_id = '(witness)'")
-    }
     journal.close()
     mine = [entry for entry in entries if (entry.call_id or "").split("-")[0] in names]
-    # A witness belongs to no row: one that was in flight at a kill is named by nobody.
-    billed = [entry for entry in mine if entry.billed]
-    cut_off = [entry for entry in billed if "-witness-" in (entry.call_id or "") and entry.call_id not in witnesses]
-    reckoning = reconcile(member.run_folder, [bill_of(entry) for entry in billed if entry not in cut_off])
+    reckoning = reconcile(member.run_folder, [bill_of(entry) for entry in mine if entry.billed])
     report = verify(member.run_folder)
     size = (member.run_folder / "journal.sqlite").stat().st_size
     print(
         f"{member.name}: {member.starts} starts, {member.kills} kills, exit codes {dict(member.codes)}; {done:,} rows done, "
-        f"{named} requests named after kills, {len(cut_off)} witnesses cut off; {reckoning.line}; journal {size / 2**20:,.1f} MB, "
+        f"{named} requests named after kills, {reckoning.line}; journal {size / 2**20:,.1f} MB, "
         f"{(size - replies) / max(done, 1):,.0f} bytes a row besides its reply, "
         f"log of it at most {member.wal_mb:.1f} MB; {len(report.findings)} findings"
     )
     wrong = [f"{member.name}: {finding}" for finding in report.findings]
-    if len(cut_off) > member.kills:
-        wrong.append(f"{member.name}: {len(cut_off)} witnesses are in no journal")
     if (size - replies) / max(done, 1) > MOST_OVERHEAD + 4e6 / max(done, 1):
         wrong.append(
             f"{member.name}: the journal takes {(size - replies) / max(done, 1):,.0f} bytes a row besides its reply"

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
+from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
-from conftest import Bench
+from conftest import Bench, clean_environment, write_jsonl
+from disks import command
+from reconcile import bill_of, reconcile
+from simulated import simulated
+
+from pipeline.journal import left_in
+from pipeline.simulator import Faults, Settings
 
 ROWS = [{"id": f"r{n}", "text": f"row {n}"} for n in range(80)]
 
@@ -40,6 +49,39 @@ def test_maintenance_costs_no_row_an_attempt(bench: Bench, serve: Any, fault: di
         assert end is not None
         assert 3 < end - start < 6.5, "noticed within two seconds of the port listening again"
         assert took < 9
+
+
+def test_a_witness_that_is_out_when_its_run_is_killed_is_named(tmp_path: Path) -> None:
+    """It is billed like any other request, and belongs to no row."""
+    source = write_jsonl(tmp_path / "in.jsonl", ROWS[:10])
+    faults = [
+        {"fault": "slow_headers", "seconds": 3, "match": "Say yes", "times": 1},
+        {"fault": 500, "match": "row 3", "times": 1},
+    ]
+    with simulated(Settings(latency_s=0.01, faults=Faults.from_list(faults))) as sim:
+        line = command(
+            "run", "-i", source, "-o", tmp_path / "out.jsonl", "--base-url", sim.url, "-m", "sim/echo", "-p", "{{ text }}",
+            "--id", "id", "--json", "-q",
+        )  # fmt: skip
+        with subprocess.Popen(line, cwd=tmp_path, env=clean_environment(), stdout=subprocess.DEVNULL) as killed:
+            until = time.monotonic() + 30
+            while "(witness)" not in [left.custom_id for left in left_in(tmp_path / "out.jsonl.run" / "inflight")]:
+                assert time.monotonic() < until
+                time.sleep(0.02)
+            time.sleep(0.1)  # on its way by then
+            killed.kill()
+        again = subprocess.run(
+            line, cwd=tmp_path, env=clean_environment(), stdout=subprocess.PIPE, timeout=60, check=True
+        )
+        summary = orjson.loads(again.stdout)
+        assert "(witness)" in summary["recovered"]
+        reckoning = reconcile(
+            tmp_path / "out.jsonl.run",
+            [bill_of(entry) for entry in sim.entries if entry.billed],
+            results=tmp_path / "out.jsonl",
+        )
+        assert reckoning.unseen == 1
+    assert summary["lost_attempts"] == len(summary["recovered"]) - 1, "those of rows"
 
 
 def test_a_gateway_that_was_never_there_is_told_at_the_end(bench: Bench) -> None:

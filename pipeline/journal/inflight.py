@@ -1,6 +1,6 @@
 """The in-flight table: which requests are out, or answered but not yet on disk, should the process die this instant.
 
-A small shared memory map of 2 x slots entries. An entry is set before its request is sent and cleared after the COMMIT
+A small shared memory map of 2 x slots entries, and some for witnesses. An entry is set before its request is sent and cleared after the COMMIT
 that holds its end, so that it survives kill -9 (the pages belong to the kernel) at the price of a memory write. It is
 never synced: after a power cut it may be incomplete, and the next start says so.
 """
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pipeline.disk import unwritable
 from pipeline.errors import RunFolderError
+from pipeline.records import WITNESSES
 
 ENTRY = struct.Struct("<BxHI16s48s184s")  # set?, length of the id, its number in the journal, fingerprint, call id, id
 MAGIC = b"pipeline in-flight 1\n"
@@ -47,7 +48,7 @@ class InFlightTable:
         try:
             _check(path)
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            size = max(ENTRY.size * (2 * slots + 1), os.fstat(self._fd).st_size)
+            size = max(ENTRY.size * (1 + 2 * slots + WITNESSES), os.fstat(self._fd).st_size)
             _make_room(self._fd, size)
             self._map = _mapped(self._fd, size)
             self._map[: len(MAGIC)] = MAGIC
