@@ -158,6 +158,7 @@ class Text:
             ) from exc
         self._environment = environment
         self._globals = dict(self._template.globals)  # as a chain of maps it would be walked for every row
+        self._reused = self._context({})
         if what == "prompt" and not self._names:
             _check_braces(text, columns)
         for name in self._names:
@@ -182,15 +183,17 @@ class Text:
             raise RowError("template_error", f"the template does not fit this row: {_words(exc)}") from exc
 
     def _written(self, names: dict[str, Any]) -> str:
-        """What ``Template.render`` does, but for the two sets and a map that it makes anew of the globals each time."""
-        template = self._template
-        context = jinja2.runtime.new_context(self._environment, template.name, template.blocks, names, shared=True)
-        pieces = template.root_render_func(context)
+        """What ``Template.render`` does, but for the sets and maps that it makes anew each time."""
         if not self._plain:
-            return self._environment.concat(pieces)
-        written = list(pieces)  # as many as the template has, so that they need no counting while they come
+            return self._environment.concat(self._template.root_render_func(self._context(names)))
+        self._reused.parent = names  # nothing in it sets a name, so that all it knows is these
+        written = list(self._template.root_render_func(self._reused))  # as many as it has: they need no counting on the way
         self._environment.meter.fits(sum(map(len, written)))
         return "".join(written)
+
+    def _context(self, names: dict[str, Any]) -> jinja2.runtime.Context:
+        template = self._template
+        return jinja2.runtime.new_context(self._environment, template.name, template.blocks, names, shared=True)
 
 
 def _words(exc: BaseException) -> str:
