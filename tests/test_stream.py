@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
+from typing import Any
 
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline import stream
 from pipeline.stream import Assembly
 
 LITELLM = [
@@ -133,6 +136,161 @@ def test_several_choices_stay_apart() -> None:
     assembly = Assembly()
     assembly.feed(events(chunks))
     assert [choice["message"]["content"] for choice in assembly.body()["choices"]] == ["0001", "1011"]
+
+
+def said(name: str, text: object, *, index: int = 0, **more: object) -> dict[str, Any]:
+    return {"id": "c1", "choices": [{"index": index, "delta": {name: text}, **more}]}
+
+
+TEXTS = st.one_of(
+    st.sampled_from(["", " word", "content", "id", 'a"b', "\\", "\n", "\u2028", "🚀"]), st.text(max_size=4)
+)
+CHUNKS = st.builds(
+    said,
+    st.sampled_from(["content", "content", "content", "reasoning_content", "role"]),
+    TEXTS,
+    index=st.sampled_from([0, 0, 0, 1]),
+    finish_reason=st.sampled_from([None, None, None, "stop"]),
+    echo=st.sampled_from(["", "", " word"]),
+)
+
+
+@given(
+    chunks=st.lists(CHUNKS, max_size=30),
+    spaced=st.booleans(),
+    escaped=st.booleans(),
+    newline=st.sampled_from([b"\n", b"\r\n"]),
+)
+def test_texts_that_are_cut_out_are_those_of_the_events(
+    chunks: list[dict[str, Any]], spaced: bool, escaped: bool, newline: bytes
+) -> None:
+    """Each event is told apart from the one before by chance alone, so what is not parsed is held against what is there."""
+    separators = (", ", ": ") if spaced else (",", ":")
+    lines = [json.dumps(chunk, separators=separators, ensure_ascii=escaped).encode() for chunk in chunks]
+    assembly = Assembly()
+    assembly.feed(b"".join(b"data: %b%b" % (line, newline * 2) for line in lines))
+    expected: dict[tuple[int, str], str] = {}
+    for choice in (choice for chunk in chunks for choice in chunk["choices"]):
+        for name in choice["delta"].keys() - {"role"}:
+            at = (choice["index"], name)
+            expected[at] = expected.get(at, "") + choice["delta"][name]
+    found = {
+        (choice["index"], name): text
+        for choice in assembly.body()["choices"]
+        for name, text in choice["message"].items()
+        if name != "role" and text is not None
+    }
+    assert found == expected
+
+
+def test_events_that_are_alike_are_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[bytes] = []
+
+    def loads(data: bytes, *, exact: bool = True) -> Any:
+        parsed.append(data)
+        return orjson.loads(data)
+
+    monkeypatch.setattr(stream, "loads", loads)
+    assembly = Assembly()
+    chunks = [
+        said("role", "assistant"),
+        *[said("content", f"{n} ") for n in range(500)],
+        said("content", "", finish_reason="stop"),
+    ]
+    assembly.feed(events(chunks))
+    _, body = assembly.whole(200)
+    assert body is not None
+    assert body["choices"][0]["message"]["content"] == "".join(f"{n} " for n in range(500))
+    assert len(parsed) < 10
+
+
+def test_a_stream_of_events_that_differ_is_looked_through_for_likeness_only_so_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parsed: list[bytes] = []
+
+    def loads(data: bytes, *, exact: bool = True) -> Any:
+        parsed.append(data)
+        return orjson.loads(data)
+
+    monkeypatch.setattr(stream, "loads", loads)
+    assembly = Assembly()
+    assembly.feed(events([{**said("content", "x"), "noise": n} for n in range(500)], done=False))
+    assert assembly.body()["choices"][0]["message"]["content"] == "x" * 500
+    assert len(parsed) < 520
+
+
+A, B = said("content", "a"), said("content", "b")
+TWO = {"choices": [*A["choices"], *said("content", "x", index=1)["choices"]]}
+BOTH = {"id": "c1", "choices": [{"index": 0, "delta": {"content": "a", "reasoning_content": "r"}}]}
+ENDS = said("content", "a", finish_reason="stop")
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [{**A, "echo": "a"}, {**B, "echo": "a"}, {**A, "echo": "b"}],
+        [{"echo": "a", **A}, {"echo": "b", **A}, {"echo": "a", **B}],
+        [ENDS, said("content", None, finish_reason="length"), ENDS],
+        [{**A, "usage": {"n": 1}}, {"choices": [], "usage": {"n": 2}}, {**A, "usage": {"n": 1}}],
+        [TWO, TWO],
+        [BOTH, BOTH],
+        [said("content", "a"), BOTH],
+    ],
+    ids=["echo behind", "echo before", "finish reason", "usage", "two choices", "two texts", "a text more"],
+)
+def test_what_else_an_event_tells_is_not_passed_over(
+    chunks: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bodies = []
+    for most in (stream._MOST_MOULDS, 0):
+        monkeypatch.setattr(stream, "_MOST_MOULDS", most)
+        assembly = Assembly()
+        assembly.feed(events(chunks))
+        bodies.append(assembly.body())
+    assert bodies[0] == bodies[1]
+
+
+@pytest.mark.parametrize("text", [b"a\x01b", b"\xff", b"\xc3", b'a"', b'","', b"\\"])
+def test_what_is_no_text_is_nonsense_also_among_events_that_are_alike(text: bytes) -> None:
+    good = b"data: " + orjson.dumps(said("content", "x")) + b"\n\n"
+    assembly = Assembly()
+    with pytest.raises(ValueError):
+        assembly.feed(
+            good * 3 + good.replace(b'"x"', b'"%b"' % text) + good.replace(b'"x"', b'"n"') + events([LITELLM[2]])
+        )
+        assembly.whole(200)
+
+
+def test_what_a_mould_does_not_hold_is_an_event_of_its_own() -> None:
+    line = b"data: " + orjson.dumps(said("content", "x"))
+    assembly = Assembly()
+    assembly.feed(line + b"\n\n")
+    with pytest.raises(ValueError):  # its beginning and its end overlap: no text, and no JSON
+        assembly.feed(line.replace(b'"x"', b'"') + b"\n\n")
+
+
+def test_a_text_goes_to_the_field_that_stands_there_now() -> None:
+    """A list may come in place of a text, and what follows goes to it: garbage, but the same garbage for every event."""
+    chunks = [
+        said("content", "a"),
+        said("content", "b"),
+        said("content", ["c"]),
+        said("content", "d"),
+        said("content", "e"),
+    ]
+    assembly = Assembly()
+    assembly.feed(events(chunks))
+    assert assembly.body()["choices"][0]["message"]["content"] == "cde"
+
+
+def test_events_nested_too_deeply_for_a_comparison_are_events() -> None:
+    line = b"data: " + orjson.dumps({**said("content", "x"), "more": 0}).replace(
+        b":0}", b":%b0%b}" % (b"[" * 1000, b"]" * 1000)
+    )
+    assembly = Assembly()
+    assembly.feed((line + b"\n\n") * 3)
+    assert assembly.body()["choices"][0]["message"]["content"] == "xxx"
 
 
 @pytest.mark.parametrize("data", [b"data: {\n\n", b"data: []\n\n", b"data: nonsense\n\n"])

@@ -55,6 +55,7 @@ class Incoming:
         self._headers: dict[str, str] = {}
         self._body: bytes | bytearray = b""
         self._events: Assembly | None = None
+        self._pieces: list[bytes] = []  # of them: a read often has many, each in a chunk of its own
         self._unpacked: Unpacked | None = None
         self._status = self._size = self._head_bytes = 0
         self._head_done = self._chunked = self._ends_with_connection = False
@@ -72,6 +73,16 @@ class Incoming:
                 self.trouble = malformed(str(exc))
         if not self._head_done:
             self._count_head(len(data))
+        if self._events is not None and self._pieces:
+            self._feed_events(self._events)
+
+    def _feed_events(self, events: Assembly) -> None:
+        data = b"".join(self._pieces)
+        self._pieces.clear()
+        try:
+            events.feed(data)
+        except ValueError as exc:
+            self.trouble = self.trouble or senseless(exc)
 
     def _count_head(self, size: int) -> None:
         self._head_bytes += size
@@ -133,7 +144,7 @@ class Incoming:
                 self.trouble = too_large(self._most)
                 self._body = b""
             elif self._events is not None:
-                self._events.feed(data)
+                self._pieces.append(data)
             elif not self._body:
                 self._body = data  # most bodies come in one piece
             else:
@@ -142,8 +153,6 @@ class Incoming:
                 self._body += data
         except zlib.error as exc:
             self.trouble = malformed(f"its body cannot be unpacked ({exc})")
-        except ValueError as exc:
-            self.trouble = senseless(exc)
 
     def on_message_complete(self) -> None:
         """A reply has ended; after those of 1xx comes the one that counts."""
