@@ -130,21 +130,25 @@ class Backlog:
         return next_up
 
     def _packed(self, first: Request) -> Ticket:
-        rest = packs.rest_of(first)
+        value, rest = packs.opened(first)
         if rest is None:
             return Ticket(request=first)
-        rows, tokens = [first], first.estimated_tokens
+        rows, inputs, tokens = [first], [value], first.estimated_tokens
         while len(rows) < self._pack and self._fresh:
             item = self._fresh[0]
             if isinstance(item, Outcome) or item.endpoint != EMBEDDINGS:
                 break
             tokens += item.estimated_tokens
-            if tokens > self._pack_tokens or packs.rest_of(item) != rest:
+            if tokens > self._pack_tokens:
+                break
+            value, others = packs.opened(item)
+            if others != rest:
                 break
             rows.append(item)
+            inputs.append(value)
             self._fresh_bytes -= len(item.body)
             self._fresh.popleft()
-        return Ticket(request=packs.joined(rows), rows=rows)
+        return Ticket(request=packs.joined(rows, inputs), rows=rows)
 
     def split(self, ticket: Ticket, *, delay_s: float = 0.0, tries: int = 0) -> None:
         """Have the rows of a pack come again in two halves; a row that is alone starts anew, halves with ``tries``."""

@@ -263,7 +263,8 @@ class Judge:
     # the journal
 
     def _keep(self, tried: Try, record: Outcome | Attempt) -> Awaitable[None]:
-        records = packs.parted(tried.ticket.rows, record) if tried.ticket.rows else (record,)
+        ticket = tried.ticket
+        records = packs.parted(ticket.request, ticket.rows, record) if ticket.rows else (record,)
         if (why := self._poison.check(records)) is not None:
             self._stop(why)
         return self._keeper.keep(records, tried.entries)

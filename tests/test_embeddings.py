@@ -31,7 +31,7 @@ from pipeline import Job, run
 from pipeline.accounting import PriceOf
 from pipeline.errors import InputError, JobError
 from pipeline.gateways import LiteLLM, OpenAI
-from pipeline.packs import parted, read, shares, whole_shares
+from pipeline.packs import joined, parted, read, shares, whole_shares
 from pipeline.pool import Pool
 from pipeline.records import EMBEDDINGS, Attempt, Completion, Cost, Failure, Outcome, Reply, Request, Usage
 from pipeline.simulator import embeddings
@@ -278,6 +278,7 @@ def test_a_lost_pack_is_a_lost_attempt_of_each_row() -> None:
         lambda data: [{**data[0], "embedding": None}, *data[1:]],
         lambda data: [{**data[0], "embedding": [1.0, None, 2.0]}, *data[1:]],
         lambda data: [{**data[0], "embedding": base64.b64encode(struct.pack("<3f", 1, math.nan, 2)).decode()}, *data[1:]],
+        lambda data: [{**row, "embedding": base64.b64encode(bytes(13)).decode()} for row in data],
         lambda data: [{**data[0], "embedding": "?"}, *data[1:]],
         lambda data: [{**data[0], "embedding": "AAAA"}, *data[1:]],
         lambda data: [{**data[0], "embedding": []}, *data[1:]],
@@ -332,7 +333,8 @@ def test_cost_is_shared_out_to_the_last_digits(total: float, weights: list[int])
 def test_what_nobody_told_is_unknown_for_each_row() -> None:
     completion = Completion(content=None, finish_reason=None, model=None, usage=Usage(), raw=b"12341234")
     outcome = Outcome(custom_id="", index=0, fingerprint=b"", status="succeeded", completion=completion)
-    parts = parted([request(1), request(2)], outcome)
+    rows = [request(1), request(2)]
+    parts = parted(joined(rows), rows, outcome)
     assert all(isinstance(part, Outcome) and part.cost == Cost() and part.completion.usage == Usage() for part in parts)  # type: ignore[union-attr]
 
 
