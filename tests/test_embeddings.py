@@ -407,6 +407,11 @@ def test_vectors_are_exact_in_every_format(ending: str, tmp_path: Path, gateway:
     assert vectors_in(output) == [exact(text_of(row)) for row in rows]
     if ending == "parquet":
         assert pq.read_schema(output).field("embedding").type == pa.list_(pa.float32(), 64)
+        group = pq.read_metadata(output).row_group(0)
+        in_dictionary = {
+            column.path_in_schema: column.has_dictionary_page for column in map(group.column, range(group.num_columns))
+        }
+        assert (in_dictionary["embedding.list.element"], in_dictionary["model"]) == (False, True)
     assert run(embedding_job(source, output, gateway.url, request__pack=7)).sent == 0, (
         "the pack is no part of a request"
     )

@@ -6,6 +6,7 @@ that fits all their values; where none does, they are kept as JSON text.
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -61,7 +62,7 @@ class ParquetWriter:
 
     def __init__(self, file: AtomicFile, schema: pa.Schema) -> None:
         self._schema = schema
-        self._writer = pq.ParquetWriter(file.stream, schema, compression="zstd")
+        self._writer = pq.ParquetWriter(file.stream, schema, compression="zstd", use_dictionary=_repeating(schema))
         self._batches: list[pa.RecordBatch] = []
         self._rows = 0
         self._bytes = 0
@@ -89,6 +90,21 @@ class ParquetWriter:
         """Release the writer after a failure; what it wrote is thrown away by the file's owner."""
         self._batches = []
         self._writer.close()
+
+
+def _repeating(schema: pa.Schema) -> list[str]:
+    """The columns whose values may stand more than once, and so in a dictionary: all but the numbers in vectors.
+
+    Looking each of those up in vain takes a quarter of the time to write them, and twice the time to read them.
+    """
+    file = io.BytesIO()
+    pq.write_metadata(schema, file)
+    columns = pq.read_metadata(file).schema
+    return [
+        column.path
+        for column in columns
+        if not (column.max_repetition_level and column.physical_type in ("FLOAT", "DOUBLE"))
+    ]
 
 
 def _as_it_is(blob: bytes) -> bytes:
