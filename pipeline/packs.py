@@ -205,8 +205,8 @@ def _usages(usage: Usage, weights: list[int]) -> list[Usage]:
 
 def whole_shares(total: int | None, weights: Sequence[int]) -> Sequence[int | None]:
     """``total`` shared out in whole numbers that sum up to it: the largest remainders get one more."""
-    if total is None:
-        return [None] * len(weights)
+    if not total:
+        return [total] * len(weights)
     weights = weights if any(weights) else [1] * len(weights)
     whole = sum(weights)
     parts = [total * weight // whole for weight in weights]
