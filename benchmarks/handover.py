@@ -14,10 +14,13 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.entry import _loop_factory
-from pipeline.journal import Journal, Writer, sentences
+import uvloop
+
+from pipeline.journal import Journal, Writer
+from pipeline.journal.tight import Handed, Tight
 from pipeline.records import Completion, Outcome, Request, Usage
 
 SLOTS = 64
@@ -28,22 +31,20 @@ REPLY = b'{"choices":[{"message":{"content":"' + b"x" * 1000 + b'"},"finish_reas
 class AllInThread(Writer):
     """INSERTs and COMMIT in the thread."""
 
-    def _everything(self) -> None:
-        self._insert([record for record, _ in self._committing])
-        self._db.execute("COMMIT")
+    async def _transaction(self, group: Sequence[Handed]) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._everything, group)
 
-    async def _commit(self, loop: asyncio.AbstractEventLoop) -> None:
-        with sentences(self._path):
-            await loop.run_in_executor(self._thread, self._everything)
+    def _everything(self, group: Sequence[Handed]) -> None:
+        self._insert([record for record, _ in group])
+        self._db.execute("COMMIT")
 
 
 class AllOnLoop(Writer):
     """INSERTs and COMMIT on the loop: the loop stands still during each fsync."""
 
-    async def _commit(self, loop: asyncio.AbstractEventLoop) -> None:
-        with sentences(self._path):
-            self._insert([record for record, _ in self._committing])
-            self._db.execute("COMMIT")
+    async def _transaction(self, group: Sequence[Handed]) -> None:
+        self._insert([record for record, _ in group])
+        self._db.execute("COMMIT")
         await asyncio.sleep(0)
 
 
@@ -59,7 +60,10 @@ async def measure(kind: type[Writer] | None, rows: int) -> tuple[float, float]:
     with tempfile.TemporaryDirectory(dir=".") as folder:
         journal = Journal.open(Path(folder), slots=SLOTS)
         journal.start_run()
-        writer = kind and kind(journal.db, journal.path, journal.table, run=1, slots=SLOTS, kept=lambda _: None)
+        tight = Tight(journal.db, journal.path, journal.reserve, full=lambda _: None, needed=lambda: None)
+        writer = kind and kind(
+            journal.db, journal.path, journal.table, run=1, slots=SLOTS, kept=lambda _: None, tight=tight
+        )
         numbers = iter(range(rows))
         longest = 0.0
 
@@ -110,7 +114,7 @@ def main() -> None:
         "all on the loop": AllOnLoop,
     }
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         for _ in range(5):
             for name, kind in ways.items():
                 found[name].append(runner.run(measure(kind, rows)))
