@@ -20,6 +20,7 @@ from pipeline.gateways import dialect_of
 from pipeline.gateways.complaint import complaint_of
 from pipeline.job import Job
 from pipeline.journal import Journal, Lock, lost, sentences
+from pipeline.plural import plural
 from pipeline.preflight import LEDGER_LATE_S, connection_to, unpaid
 from pipeline.progress import money
 from pipeline.records import Billed, Reply
@@ -70,7 +71,7 @@ class Billing:
             yield f"  ... and {len(self.tries) - MOST_LINES:,} more (--json has them all)"
         unknown = f", {self.unknown:,} cannot be told" if self.unknown else ""
         yield (
-            f"{len(self.tries):,} lost tries: {self.billed:,} billed ({money({'USD': self.cost})}), {self.not_billed:,} not "
+            f"{plural(len(self.tries), 'lost try', 'lost tries')}: {self.billed:,} billed ({money({'USD': self.cost})}), {self.not_billed:,} not "
             f"billed{unknown}."
         )
         if self.why:
@@ -123,7 +124,9 @@ class _Inquiry:
                 await self._ask_all(client, tries)
                 tries = [one for one in tries if self._may_be_late(one)]
                 if tries:
-                    self._say(f"{len(tries):,} are not in the ledger; it is written late, so they are asked for again")
+                    self._say(
+                        f"{plural(len(tries), 'is', 'are')} not in the ledger; it is written late, and asked for again"
+                    )
                     await asyncio.sleep(AGAIN_S)
 
     def _may_be_late(self, one: lost.Lost) -> bool:
@@ -150,7 +153,7 @@ class _Inquiry:
             self.told[one.call_id] = billed
             if time.monotonic() - self._said_at >= SAY_EVERY_S:
                 self._said_at = time.monotonic()
-                self._say(f"the gateway has told about {len(self.told):,} lost tries, {count:,} are asked for")
+                self._say(f"the gateway has told about {len(self.told):,} of {plural(count, 'lost try', 'lost tries')}")
 
 
 def _complaint(reply: Reply) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pipeline.errors import IncompleteError, PipelineError, UsageError
 from pipeline.journal import Counts, Totals
+from pipeline.plural import plural
 from pipeline.progress import duration, money, outage
 from pipeline.reckoning import described
 from pipeline.records import Summary
@@ -27,7 +28,7 @@ def last_words(summary: Summary, *, again: str) -> str:
     else:
         if summary.trouble:
             lines.append(f"Last trouble: {summary.trouble}")
-        lines.append(f"Left: {summary.pending:,} rows. What is done is kept in {summary.run_folder}")
+        lines.append(f"Left: {plural(summary.pending, 'row')}. What is done is kept in {summary.run_folder}")
         lines.append(f"{'Go' if summary.exit_code in (75, 130) else 'Mend that, then go'} on with: {again}")
         lines.append(f"Look at what is there: pipeline export {summary.run_folder} --partial -o partial.jsonl")
     return "\n".join(lines)
@@ -35,12 +36,12 @@ def last_words(summary: Summary, *, again: str) -> str:
 
 def _headline(summary: Summary) -> str:
     if summary.exit_code == 0 and summary.sent == 0:
-        return f"Nothing to send: all {summary.total:,} rows are done."
+        return f"Nothing to send: {plural(summary.total, 'row is', 'rows are all')} done."
     if summary.exit_code == 0:
-        return f"Finished in {duration(summary.elapsed_s)}: {summary.sent:,} rows sent."
+        return f"Finished in {duration(summary.elapsed_s)}: {plural(summary.sent, 'row')} sent."
     if summary.exit_code == 3:
-        sent = f"{summary.sent:,} rows sent" if summary.sent else "nothing was sent"
-        return f"Finished in {duration(summary.elapsed_s)}, {sent}; {summary.failed:,} rows failed."
+        sent = f"{plural(summary.sent, 'row')} sent" if summary.sent else "nothing was sent"
+        return f"Finished in {duration(summary.elapsed_s)}, {sent}; {plural(summary.failed, 'row')} failed."
     return f"Stopped after {duration(summary.elapsed_s)}: {summary.reason}"
 
 
@@ -81,19 +82,25 @@ def _oddities(summary: Summary) -> list[str]:
     lines = [outage(*told) for told in summary.outages]
     if summary.cut_off:
         lines.append(
-            f"{summary.cut_off:,} answers were cut off by max_tokens (a higher one is another request for every row: it needs "
+            f"{plural(summary.cut_off, 'answer was', 'answers were')} cut off by max_tokens (a higher one is another request for every row: it needs "
             "--accept-changes)"
         )
     if summary.empty:
-        lines.append(f"{summary.empty:,} answers are empty: --redo content= sends these rows again")
+        lines.append(
+            f"{plural(summary.empty, 'answer is', 'answers are')} empty: --redo content= sends {'this row' if summary.empty == 1 else 'these rows'} again"
+        )
     if summary.refusals:
-        lines.append(f"{summary.refusals:,} answers are refusals")
+        lines.append(plural(summary.refusals, "answer is a refusal", "answers are refusals"))
     if summary.lost_attempts:
         ask = "" if summary.ledger is None else f": pipeline verify {summary.run_folder} --billing asks it"
-        lines.append(f"{summary.lost_attempts:,} tries were lost on the way; the gateway may have billed them{ask}")
+        lines.append(
+            f"{plural(summary.lost_attempts, 'try was', 'tries were')} lost on the way; the gateway may have billed them{ask}"
+        )
     if summary.in_flight and summary.exit_code not in (0, 3):
         names = ", ".join(summary.in_flight[:EXAMPLES]) + (", ..." if len(summary.in_flight) > EXAMPLES else "")
-        lines.append(f"{len(summary.in_flight):,} requests were in flight and may be billed without an answer: {names}")
+        lines.append(
+            f"{plural(len(summary.in_flight), 'request was', 'requests were')} in flight and may be billed without an answer: {names}"
+        )
     return lines
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pipeline.errors import IncompleteError, RunFolderError
 from pipeline.feed import mark_of
+from pipeline.plural import plural
 from pipeline.results import export, format_of
 from pipeline.sink import Selection
 from pipeline.verify import unlike_the_index
@@ -30,7 +31,7 @@ def export_folder(
         pending = space.journal.index().counts(has_ids=space.id_column is not None).pending
         if selection == "all" and pending:
             raise IncompleteError(
-                f"{pending:,} rows have no outcome yet: run the job again first, or export what is there with --partial"
+                f"{plural(pending, 'row has', 'rows have')} no outcome yet: run the job again first, or export what is there with --partial"
             )
         check_apart(path, space.job.input.path, space.files)
         if not results_only:

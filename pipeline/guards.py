@@ -10,6 +10,7 @@ from pipeline.drift import Drift
 from pipeline.errors import BudgetError, LookError, UsageError
 from pipeline.job import Job
 from pipeline.journal import Counts, Journal, reader
+from pipeline.plural import plural
 from pipeline.records import ModelInfo, Usage
 
 REBUYING_SHARE = 0.10
@@ -26,7 +27,7 @@ def check_rebuying(counts: Counts, *, accepted: bool, confirm: Confirm | None) -
     if accepted or not buys_again(counts):
         return
     text = (
-        f"{counts.rebought:,} done rows changed (prompt, parameters, model or data) and would be sent and paid for "
+        f"{plural(counts.rebought, 'done row')} changed (prompt, parameters, model or data) and would be sent and paid for "
         f"again, of {counts.bought:,} done"
     )
     if confirm is None or not confirm(f"{text}. Send them?"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeline.errors import LookError
+from pipeline.plural import plural
 from pipeline.records import Attempt, Outcome
 
 LEAST_ROWS = 5
@@ -50,6 +51,6 @@ class Poison:
             )
         if self._most is not None and self._failed > self._most:
             return LookError(
-                f"{self._failed} rows failed in this run, more than limits.max_failures allows (the last: {said})"
+                f"{plural(self._failed, 'row')} failed in this run, more than limits.max_failures allows (the last: {said})"
             )
         return None

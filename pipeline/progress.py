@@ -14,6 +14,7 @@ import orjson
 from pipeline.disk import unwritable
 from pipeline.errors import PipelineError
 from pipeline.folders import AtomicFile
+from pipeline.plural import plural
 from pipeline.records import Attempt, Cost, Outcome
 
 RATE_WINDOW_S = 30.0
@@ -91,7 +92,7 @@ class Snapshot:
 
     @property
     def _counts(self) -> list[str]:
-        counts = [f"{self.completed + self.failed:,}/{self.total:,} rows"]
+        counts = [f"{self.completed + self.failed:,}/{plural(self.total, 'row')}"]
         if self.failed:
             counts.append(f"{self.failed:,} failed")
         if self.reused:
@@ -119,7 +120,7 @@ def money(cost: dict[str, float], unknown: int = 0) -> str:
     known = [f"${_amount(amount)}" if unit == "USD" else f"{_amount(amount)} {unit}" for unit, amount in cost.items()]
     if not known:
         return "unknown" if unknown else "$0"
-    return " + ".join(known) + (f" + {unknown:,} rows of unknown cost" if unknown else "")
+    return " + ".join(known) + (f" + {plural(unknown, 'row')} of unknown cost" if unknown else "")
 
 
 def _amount(amount: float) -> str:
@@ -257,9 +258,13 @@ def _doing(to_send: int, activity: Activity) -> str:
     if activity.paused_s > 0:
         return f"the rate limit is used up: all wait {activity.paused_s:.0f} s ({trouble})"
     if 0 < to_send <= activity.busy + activity.waiting:
-        return f"{to_send} rows left, the oldest takes {activity.oldest_s:.0f} s already" if activity.busy else trouble
+        return (
+            f"{plural(to_send, 'row')} left, the oldest takes {activity.oldest_s:.0f} s already"
+            if activity.busy
+            else trouble
+        )
     if activity.waiting:
-        return f"{activity.waiting} rows wait to try again ({trouble})"
+        return f"{plural(activity.waiting, 'row waits', 'rows wait')} to try again ({trouble})"
     return ""
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from aiolimiter import AsyncLimiter
 
 from pipeline.lease import Pace, Share
+from pipeline.plural import plural
 from pipeline.progress import number
 
 WINDOW_S = 60.0
@@ -146,7 +147,9 @@ class Rates:
         if not pace.rpm and self._told_rpm is None and let_in > 0:
             pace.paused_until = _end_of_window(pace)
             _learn(pace)
-            words = f"about {let_in} requests a minute are let in, as this window shows"
+            words = (
+                f"about {plural(let_in, 'request a minute is', 'requests a minute are')} let in, as this window shows"
+            )
         else:
             pace.paused_until = now + self._poll_s
             words = self._slow_down(pace)

@@ -15,6 +15,7 @@ from pipeline.guards import check_rebuying
 from pipeline.hours import Hours
 from pipeline.job import Job
 from pipeline.journal import Counts, Index, Recovered, Totals, reader
+from pipeline.plural import plural
 from pipeline.progress import StatusFile
 from pipeline.records import Summary
 from pipeline.results import export, stamp_of
@@ -83,9 +84,13 @@ class Run:
         index = await self._signals.in_thread(space.feed.index, space.spec, tick=self._tick_index)
         space.layout()  # a clash of columns must show now
         if (again := mark(space, self._wishes.redo)) is not None:
-            self._display.say(f"{again:,} done rows match and are done again." if again else "No done row matches.")
+            self._display.say(
+                f"{plural(again, 'done row matches and is', 'done rows match and are')} done again."
+                if again
+                else "No done row matches."
+            )
         if self._wishes.accept_failed:
-            self._display.say(f"{space.journal.accept_failed():,} failed rows are accepted.")
+            self._display.say(f"{plural(space.journal.accept_failed(), 'failed row is', 'failed rows are')} accepted.")
         counts = index.counts(has_ids=space.id_column is not None)
         if self._job.request.dedupe and counts.pending:
             counts = replace(counts, copies=await self._signals.in_thread(index.find_copies, hold=True))
@@ -114,8 +119,8 @@ class Run:
         if left.in_flight:
             names = ", ".join(left.in_flight[:10]) + (", ..." if len(left.in_flight) > 10 else "")
             self._display.say(
-                f"The last run was cut off with {len(left.in_flight)} requests in flight; the gateway may bill them without "
-                f"our having the answers. They are sent again, and counted in lost_attempts: {names}"
+                f"The last run was cut off with {plural(len(left.in_flight), 'request')} in flight; the gateway may bill them without "
+                f"our having the answers. What was in flight is sent again, and counted in lost_attempts: {names}"
             )
         if left.may_be_incomplete:
             self._display.say(
@@ -133,15 +138,18 @@ class Run:
     def _announce(self, counts: Counts) -> None:
         done = counts.succeeded + counts.failed
         if (gone := counts.bought - counts.succeeded - counts.changed) > 0:
-            self._display.say(f"{gone:,} done rows are not in the input any more; their answers stay in the journal.")
+            self._display.say(
+                f"{plural(gone, 'done row is', 'done rows are')} not in the input any more; the answers stay in the journal."
+            )
         if counts.pending == 0:
-            self._display.say(f"All {counts.rows:,} rows are done; nothing is sent.")
+            self._display.say(f"{plural(counts.rows, 'row is', 'rows are all')} done; nothing is sent.")
         elif done or counts.changed or counts.redo:
             again = f", {counts.redo:,} to do again" if counts.redo else ""
             self._display.say(f"{counts.new:,} new, {counts.changed:,} changed, {done:,} kept{again}.")
         if counts.copies:
             self._display.say(
-                f"{counts.to_send:,} rows to send; {counts.copies:,} ask just what another one asks and get its answer."
+                f"{plural(counts.to_send, 'row')} to send; {plural(counts.copies, 'asks', 'ask')} just what another one asks and "
+                f"{'gets' if counts.copies == 1 else 'get'} its answer."
             )
 
     async def _send(self, space: Workspace, index: Index, counts: Counts, status: StatusFile, key: str | None) -> Sent:

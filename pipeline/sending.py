@@ -20,6 +20,7 @@ from pipeline.journal import Counts, Index, Record, Recovered, Writer, history, 
 from pipeline.judge import Controls, Rulings
 from pipeline.outage import Spell
 from pipeline.patience import Patience
+from pipeline.plural import plural
 from pipeline.poison import Poison
 from pipeline.pool import Pool, Terms
 from pipeline.preflight import Preflight, connection_to
@@ -247,13 +248,11 @@ class Sending:
 
     def _drain(self, pool: Pool) -> None:
         pool.drain()
-        self._display.say(
-            f"Stopping: {pool.activity.busy} requests in flight are finished first; once more (Ctrl-C) cuts them off."
-        )
+        self._display.say(f"Stopping: {_in_flight(pool)} finished first; once more (Ctrl-C) cuts them off.")
 
     def _stop(self, pool: Pool, why: PipelineError) -> None:
         tell = self._display.note if self._stopping else self._display.say  # status and journal may both find no room
-        tell(f"Stopping: {why}. {pool.activity.busy} requests in flight are finished first.")
+        tell(f"Stopping: {why}. {_in_flight(pool)} finished first.")
         self._stopping = True
         pool.stop(why)
 
@@ -316,7 +315,9 @@ class Sending:
     def _note_cut_off(self, left: Recovered) -> None:
         """The last words name them, too; this is for whoever is killed before those."""
         if left.in_flight:
-            self._display.note(f"cut off with {len(left.in_flight)} requests in flight: {', '.join(left.in_flight)}")
+            self._display.note(
+                f"cut off with {plural(len(left.in_flight), 'request')} in flight: {', '.join(left.in_flight)}"
+            )
 
     def _keep_outages(self, later: list[Spell]) -> list[Spell]:
         journal = self._space.journal
@@ -340,3 +341,7 @@ class Sending:
             over=lambda: self._signals.error is not None,
             say=self._display.say,
         )
+
+
+def _in_flight(pool: Pool) -> str:
+    return plural(pool.activity.busy, "request in flight is", "requests in flight are")

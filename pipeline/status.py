@@ -12,6 +12,7 @@ from pipeline.errors import RunFolderError, UsageError
 from pipeline.job import Job
 from pipeline.journal import FILE_NAME, Journal, Lock, reader, sentences
 from pipeline.moved import found
+from pipeline.plural import plural
 from pipeline.progress import STATUS_FILE, duration, money, outage
 
 _NUMBERS = ("completed", "failed", "reused", "pending", "total", "tokens", "cost_unknown", "written_at")
@@ -107,7 +108,7 @@ def describe(status: dict[str, Any]) -> str:
         eta = status.get("eta_s")
         left = f", {duration(eta)} left" if isinstance(eta, int | float) else ""
         lines.append(
-            f"{float(status.get('rows_per_s') or 0):,.1f} rows/s, {float(status.get('tokens_per_s') or 0):,.0f} tokens/s, {status.get('busy')} of {status.get('slots')} slots busy{left}"
+            f"{float(status.get('rows_per_s') or 0):,.1f} rows/s, {float(status.get('tokens_per_s') or 0):,.0f} tokens/s, {status.get('busy')} of {plural(int(status.get('slots') or 0), 'slot')} busy{left}"
         )
         if status.get("doing"):
             lines.append(str(status["doing"]))

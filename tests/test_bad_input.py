@@ -646,7 +646,7 @@ def test_an_export_that_would_be_incomplete(here: Here) -> None:
     _refused(
         here,
         "export out.jsonl -o x.csv",
-        "1 rows have no outcome yet: run the job again first, or export what is there with --partial",
+        "1 row has no outcome yet: run the job again first, or export what is there with --partial",
         code=75,
     )
     assert here.run("export out.jsonl -o x.csv --partial").code == 0
@@ -695,7 +695,7 @@ def test_an_input_that_moved_must_be_the_same(here: Here) -> None:
     assert here.run("verify out.jsonl -i moved.jsonl").code == 0
     says = "{tmp}/other.jsonl:2 is not the row that was indexed there: run the job again first, or leave the input out with --results-only"
     _refused(here, "export out.jsonl -o y.jsonl -i other.jsonl", says)
-    says = "the last run read 1 input files, here are 2: name the same ones with -i"
+    says = "the last run read 1 input file, here are 2: name the same ones with -i"
     _refused(here, "export out.jsonl -o y.csv -i '[mo]*e*.jsonl'", says)
 
 

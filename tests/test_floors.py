@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "pipeline"
 FLOORS = {
-    0: set("frozen records errors presets jsonio boot folders disk visible readable".split()),
+    0: set("frozen records errors presets jsonio boot folders disk visible readable plural".split()),
     1: set(
         "job source template gateways stream failures secret unreadable budget drift retry hours patience poison tokens accounting lease journal sink progress".split()
     ),

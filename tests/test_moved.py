@@ -303,7 +303,7 @@ def test_a_copy_whose_pages_do_not_fit_is_refused(tmp_path: Path, gateway: Serve
     with closing(sqlite3.connect(run_folder / "journal.sqlite", isolation_level=None)) as db:
         db.execute("DELETE FROM outcome WHERE no = 3")
     write_jsonl(there / "in.jsonl", [*ROWS, {"id": "new", "text": "new"}])
-    says = "is damaged (1 answers without their rows). If this is a copy, make it again when no run works"
+    says = "is damaged (1 answer without its row). If this is a copy, make it again when no run works"
     job, asked = job_in(there, gateway.url), gateway.ledger()["totals"]["requests"]
     for look in (run, _planned, run, _billed, run):  # whoever is refused, or only looks, leaves it known as a copy
         with pytest.raises(RunFolderError, match=re.escape(says)) if look is not _billed else nullcontext():

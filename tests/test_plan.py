@@ -63,7 +63,7 @@ def test_before_the_first_run_it_guesses_and_says_so(bench: Bench) -> None:
     assert found.seconds is None
     text = described(found)
     assert "a guess" in text
-    assert "1 of those ask just what another one asks" in text
+    assert "1 of those asks just what another one asks" in text
     planned_bodies = planned(bench, show=51, request__params={"max_tokens": 100}).bodies
     summary, sent = bench.run(request__params={"max_tokens": 100}, **PRICES)
     assert (summary.exit_code, sent) == (0, 51)
@@ -139,7 +139,7 @@ def test_failed_rows_and_rows_to_do_again(bench: Bench) -> None:
     bench.write([*rows(4), {"id": "null", "text": None}, {"id": "null2", "text": None}])
     found = planned(bench)
     assert (found.failing, found.pending) == (1, 1)
-    assert "1 rows cannot be sent and will fail, e.g. null2" in described(found)
+    assert "1 row cannot be sent and will fail, e.g. null2" in described(found)
     bench.run(Wishes(redo=Redo(columns=("status=succeeded",)), most=1, publish=False))
     assert planned(bench).redo == 3
 

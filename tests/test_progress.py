@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,10 @@ from conftest import write_jsonl
 from pipeline import Job, run
 from pipeline.display import Logged, Silent
 from pipeline.ending import last_words
+from pipeline.plural import plural
 from pipeline.progress import Activity, Snapshot, Tally, number, outage
 from pipeline.records import Summary
+from pipeline.verify import Finding, Report, told
 
 
 def shown(*, rpm: float | None = 12_000.0, trouble: str | None = None, waiting: int = 0) -> Snapshot:
@@ -102,3 +105,19 @@ def test_an_outage_that_lasts_is_said_once_and_so_is_its_end(tmp_path: Path) -> 
         display.show(replace(at_work, outages=outages))
     assert said[1:] == [outage(now - 9, now, "refused")]
     assert (tmp_path / "run.log").read_text().count("refused") == 2
+
+
+def test_one_is_not_said_as_many() -> None:
+    assert [plural(count, "row") for count in (0, 1, 2, 1_000)] == ["0 rows", "1 row", "2 rows", "1,000 rows"]
+    ones = Summary(
+        exit_code=75, reason="x", total=2, completed=1, failed=0, pending=1, cut_off=1, empty=1, refusals=1, lost_attempts=1,
+        in_flight=["r1"], cost_unknown=1,
+    )  # fmt: skip
+    report = Report(rows=1, pending=1, checked={"runs": 1}, findings=[Finding(check="a", what="b", do="c")])
+    failed = replace(ones, exit_code=3, sent=1, failed=1, pending=0)
+    for text in (last_words(ones, again="p"), last_words(failed, again="p"), "\n".join(told(report))):
+        assert not re.search(
+            r"\b1 (?:[a-z]+ ){0,2}(?:rows|answers|tries|requests|findings|refusals|runs|are|were|have)\b", text
+        ), text
+    assert "1 row checked (runs: 1); 1 finding." in "\n".join(told(report))
+    assert "\nLeft: 1 row. " in last_words(ones, again="p")

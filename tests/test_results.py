@@ -73,7 +73,7 @@ def test_a_part_of_the_rows(tmp_path: Path, ending: str) -> None:
                 assert only or [row["q"] or None for row in found] == [
                     dict(zip("xyzw", ("one", "two", None, "four"), strict=True))[name] for name in expected
                 ]
-    with pytest.raises(IncompleteError, match="1 rows have no outcome yet"):
+    with pytest.raises(IncompleteError, match="1 row has no outcome yet"):
         again(job.run_folder, tmp_path / "whole.jsonl")
     assert again(job.run_folder, tmp_path / "part.jsonl", selection="partial") == (3, 1)
 

@@ -93,9 +93,9 @@ def test_a_second_signal_cuts_off_and_names_what_was_in_flight(tmp_path: Path, s
     process.send_signal(signal.SIGINT)
     errors = process.communicate(timeout=10)[1]
     assert process.returncode == 130
-    assert "1 requests were in flight and may be billed without an answer: r1" in errors
+    assert "1 request was in flight and may be billed without an answer: r1" in errors
     log = (tmp_path / "out.jsonl.run" / "run.log").read_text(encoding="utf-8")
-    assert "cut off with 1 requests in flight: r1" in log, "before it is booked, should the last words never be said"
+    assert "cut off with 1 request in flight: r1" in log, "before it is booked, should the last words never be said"
     status = orjson.loads((tmp_path / "out.jsonl.run" / "status.json").read_bytes())
     assert (status["completed"], status["pending"], status["lost_attempts"]) == (4, 1, 1)
 

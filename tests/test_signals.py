@@ -39,7 +39,7 @@ def test_they_are_heard_while_the_gateway_is_asked_what_it_has(
     print(f"{number.name}: heard after {time.monotonic() - began:.2f} s")
     assert process.returncode == code, errors
     assert time.monotonic() - began < 5
-    assert "Left: 1 rows" in errors
+    assert "Left: 1 row." in errors
     assert "Traceback" not in errors
 
 

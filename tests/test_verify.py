@@ -301,7 +301,7 @@ SAYS: list[tuple[str, str, Callable[[Folder], object], int, str]] = [
     ("fingerprints of outcomes", "jsonl", sql(SWAP.format(table="outcome")), 6, "the outcome of 'r1' is that of another row"),
     ("one outcome for two", "jsonl", sql("UPDATE input SET no = 2 WHERE custom_id = 'r2'"), 6, "the rows 'r1' and 'r2' share one outcome"),
     ("two outcomes", "jsonl", sql("UPDATE outcome SET custom_id = 'r1', fingerprint = (SELECT fingerprint FROM outcome o WHERE o.custom_id = 'r1') WHERE custom_id = 'r2'"), 6, "the row 'r1' has 2 outcomes"),
-    ("no outcome", "jsonl", lambda f: (f.sql("DELETE FROM outcome WHERE custom_id = 'r1'", "DELETE FROM reply WHERE no = 2"), status(put("completed", 8))(f)), 6, "1 rows have no outcome in the journal"),
+    ("no outcome", "jsonl", lambda f: (f.sql("DELETE FROM outcome WHERE custom_id = 'r1'", "DELETE FROM reply WHERE no = 2"), status(put("completed", 8))(f)), 6, "1 row has no outcome in the journal"),
     ("a reply without its outcome", "jsonl", lambda f: (f.sql("DELETE FROM outcome WHERE custom_id = 'r1'"), (f.run / "status.json").unlink()), 6, "the answer of a row (its number 2), but not that row's outcome"),
     ("no reply", "jsonl", sql("DELETE FROM reply WHERE no = 3"), 6, "the answer of 'r2' is missing from the journal"),
     # replies and their columns
@@ -321,7 +321,7 @@ SAYS: list[tuple[str, str, Callable[[Folder], object], int, str]] = [
     ("a copy that cost", "jsonl", sql("UPDATE outcome SET cost_source = 'reused' WHERE custom_id = 'r1'"), 6, "the row 'r1' is a copy that cost money, took tokens or was sent"),
     ("negative tokens", "jsonl", sql("UPDATE outcome SET cached_tokens = -1 WHERE custom_id = 'r1'"), 6, "the row 'r1' has cached_tokens that are no count"),
     # runs
-    ("a request left in flight", "jsonl", in_flight, 6, "the in-flight table still names 1 requests (r3), though the last run ended"),
+    ("a request left in flight", "jsonl", in_flight, 6, "the in-flight table still names 1 request (r3), though the last run ended"),
     ("a run that did not end", "jsonl", sql("UPDATE run SET ended_at = NULL, how = NULL"), 75, "was killed: run the same command again"),
     ("an earlier one", "jsonl", sql("INSERT INTO run SELECT 0, 'p0', started_at, NULL, NULL, host, pid, boot_id FROM run"), 6, "run 0 did not end, and others came after it"),
     ("a time", "jsonl", sql("UPDATE outcome SET completed_at = 0 WHERE custom_id = 'r1'"), 6, "the outcome of 'r1' has a time that cannot be"),

@@ -28,6 +28,7 @@ from pipeline.cli.options import (
 from pipeline.cli.screen import print_json, print_text, tell
 from pipeline.cli.simulate import simulate_command
 from pipeline.errors import LookError, PipelineError, UsageError
+from pipeline.plural import plural
 from pipeline.visible import visible
 
 if TYPE_CHECKING:
@@ -232,8 +233,8 @@ def export_command(
         results_only=results_only,
         input_path=input_path,
     )
-    left = f"; {pending:,} have no outcome yet" if pending else ""
-    tell(f"{rows:,} rows written to {output}{left}")
+    left = f"; {plural(pending, 'has', 'have')} no outcome yet" if pending else ""
+    tell(f"{plural(rows, 'row')} written to {output}{left}")
     return 0
 
 

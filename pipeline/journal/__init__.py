@@ -30,6 +30,7 @@ from pipeline.journal.room import Room
 from pipeline.journal.store import roll_back, sentences, wants_room
 from pipeline.journal.tight import Tight
 from pipeline.journal.writer import Record, Writer
+from pipeline.plural import plural
 
 __all__ = [
     "FILE_NAME", "Counts", "Duplicate", "Index", "Journal", "Lock", "Projected", "Projection", "Record", "Recovered", "Reserve",
@@ -135,7 +136,7 @@ class Journal:
         known = self.db.execute("SELECT count(*) FROM file").fetchone()[0]
         if known != len(files):
             raise RunFolderError(
-                f"the last run read {known} input files, here are {len(files)}: name the same ones with -i"
+                f"the last run read {plural(known, 'input file')}, here {plural(len(files), 'is', 'are')}: name the same ones with -i"
             )
         self.db.execute("CREATE TEMP TABLE file AS SELECT * FROM main.file")  # its name hides the other's
         self.db.executemany(

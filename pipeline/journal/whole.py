@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pipeline.errors import DamagedError
 from pipeline.journal.store import sentences
+from pipeline.plural import plural
 
 ANSWERS_WITHOUT_ROWS = "FROM reply r WHERE NOT EXISTS (SELECT 1 FROM outcome o WHERE o.no = r.no)"
 _COPY = "If this is a copy, make it again when no run works, of the whole folder with its journal.sqlite-wal"
@@ -26,7 +27,7 @@ def check_kept(path: Path, shown: int, db: sqlite3.Connection | None) -> None:
             kept = int(db.execute("SELECT count(*) FROM outcome").fetchone()[0])
     if kept < shown:
         raise DamagedError(
-            f"the journal {path} is not whole: {shown:,} rows were done as status.json beside it says, the journal has {kept:,}. "
+            f"the journal {path} is not whole: {plural(shown, 'row was', 'rows were')} done as status.json beside it says, the journal has {kept:,}. "
             f"{_COPY}. To send again, and pay again, what is lost: --accept-changes"
         )
 
@@ -37,5 +38,9 @@ def check_pages(db: sqlite3.Connection, path: Path) -> None:
         text = str(db.execute("PRAGMA quick_check(1)").fetchone()[0])
         odd = db.execute(f"SELECT count(*) {ANSWERS_WITHOUT_ROWS}").fetchone()[0]
     if text != "ok" or odd:
-        why = " ".join(text.split())[:200] if text != "ok" else f"{odd:,} answers without their rows"
+        why = (
+            " ".join(text.split())[:200]
+            if text != "ok"
+            else plural(odd, "answer without its row", "answers without their rows")
+        )
         raise DamagedError(f"the journal {path} is damaged ({why}). {_COPY}; or start anew with another --run-dir")

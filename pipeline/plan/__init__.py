@@ -22,6 +22,7 @@ from pipeline.plan.finish import Finish, finish_of, needed
 from pipeline.plan.forecast import NOTHING, Span
 from pipeline.plan.load import Load
 from pipeline.plan.survey import Survey, surveyed
+from pipeline.plural import plural
 from pipeline.preflight import Finding, Preflight, accounting_of, connection_to, preflight_of
 from pipeline.records import EMBEDDINGS, KeyInfo
 from pipeline.signals import Signals
@@ -219,7 +220,7 @@ class _Reckoning:
             )
         if self._survey.failing:
             self._warn(
-                f"{self._survey.failing:,} rows cannot be sent and will fail, e.g. {self._survey.failing_example}"
+                f"{plural(self._survey.failing, 'row')} cannot be sent and will fail, e.g. {self._survey.failing_example}"
             )
         if self._job.model is None and self._known.models and self._space.dialect.lists_all:
             absent = [model for model in self._loads if model not in self._known.models]
@@ -252,7 +253,7 @@ class _Reckoning:
         }  # fmt: skip
         if unknown:
             self._warn(
-                f'the price of {unknown:,} rows is unknown: the gateway lists none; the job may, in [prices."MODEL"]'
+                f'the price of {plural(unknown, "row")} is unknown: the gateway lists none; the job may, in [prices."MODEL"]'
             )
         for name, left in lefts.items():
             for span in cost.values():

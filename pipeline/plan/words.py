@@ -9,6 +9,7 @@ from pipeline.hours import shown
 from pipeline.jsonio import dumps
 from pipeline.plan import Finish, Plan
 from pipeline.plan.forecast import Span
+from pipeline.plural import plural
 from pipeline.progress import duration, money, number
 
 END_OF_TIME = 253_000_000_000.0  # datetime knows no year after 9999
@@ -17,7 +18,11 @@ _SIGNS = {"ok": "ok", "warn": "note", "stop": "STOP"}
 
 def described(plan: Plan) -> str:
     """The plan in a few lines; estimates say what they are."""
-    basis = f"from {plan.measured_on:,} answers" if plan.measured_on else "a guess; `pipeline try` makes it an estimate"
+    basis = (
+        f"from {plural(plan.measured_on, 'answer')}"
+        if plan.measured_on
+        else "a guess; `pipeline try` makes it an estimate"
+    )
     lines = [f"{_SIGNS[finding.level]:<8}{finding.text}" for finding in plan.findings]
     rows = f"{plan.pending:,} to send: {plan.new:,} new, {plan.changed:,} changed, {plan.redo:,} to do again"
     facts = [
@@ -43,10 +48,14 @@ def described(plan: Plan) -> str:
 
 def _copies(plan: Plan) -> str:
     if plan.dedupe:
-        return f"{plan.copies:,} of them are not sent: they ask just what another one asks, and get its answer"
+        return plural(
+            plan.copies,
+            "of them is not sent: it asks just what another one asks, and gets its answer",
+            "of them are not sent: they ask just what another one asks, and get its answer",
+        )
     what = "tokens" if plan.cost_unknown else "cost"
     return (
-        f"{plan.copies:,} of those ask just what another one asks: request.dedupe = true would send these once and save about "
+        f"{plural(plan.copies, 'of those asks', 'of those ask')} just what another one asks: request.dedupe = true would send these once and save about "
         f"{plan.copies_share:.0%} of the {what}"
     )
 
@@ -67,7 +76,7 @@ def _cost(plan: Plan) -> str:
         for unit, span in plan.cost.items()
     ]
     if plan.cost_unknown:
-        parts.append(f"unknown for {plan.cost_unknown:,} rows")
+        parts.append(f"unknown for {plural(plan.cost_unknown, 'row')}")
     return " + ".join(parts)
 
 
@@ -77,7 +86,7 @@ def _time(plan: Plan) -> str:
         return "unknown until some rows have been answered: pipeline try"
     low = _whole(span.low)
     lasts = f"{low} or more" if span.high is None else _range(low, _whole(span.high))
-    text = f"{plan.pending - plan.failing:,} rows {_pace(plan, finish)}: {lasts}"
+    text = f"{plural(plan.pending - plan.failing, 'row')} {_pace(plan, finish)}: {lasts}"
     end = f"until {_moment(finish.at.high)}" if finish.at.high else f"not before {_moment(finish.at.low)}"
     if finish.by is None:
         return f"{text}, {end} if begun now (an estimate)"
@@ -93,7 +102,7 @@ def _moment(at: float) -> str:
 
 def _pace(plan: Plan, finish: Finish) -> str:
     if finish.bound == "slots":
-        return f"with {plan.slots} requests at once"
+        return f"with {plural(plan.slots, 'request')} at once"
     return f"at {number(finish.per_minute or 0.0)}{' tokens' if finish.bound == 'tokens' else ''}/min"
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.plural import plural
+
 READ_ROWS = 4096
 Words = Callable[[dict[str, tuple[Any, Any]]], str]
 
@@ -91,7 +93,7 @@ def _compare(path: Path, wanted: pa.RecordBatch, found: pa.Table | None, before:
         if any(repr(one) != repr(other) for one, other in pairs.values()):
             raise Misfit(before + at, f"{path} row {before + at + 1:,} {words(pairs)}")
     if have < wanted.num_rows:
-        raise Misfit(before + have, f"{path} ends after {before + have:,} rows, the journal has more")
+        raise Misfit(before + have, f"{path} ends after {plural(before + have, 'row')}, the journal has more")
 
 
 def _values(column: Any) -> list[Any]:

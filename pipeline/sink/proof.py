@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from pipeline.journal.reader import Projection
 from pipeline.jsonio import loads
+from pipeline.plural import plural
 from pipeline.sink.columns import TYPES
 from pipeline.sink.project import Plan, batches, texts
 
@@ -111,7 +112,7 @@ class Beside:
             except csv.Error as exc:
                 return f"{self._path} row {row:,} is no CSV ({exc})"
             if other is None:
-                return f"{self._path} ends after {max(row - 1, 0):,} rows, the journal has more"
+                return f"{self._path} ends after {plural(max(row - 1, 0), 'row')}, the journal has more"
             if other != record:
                 return f"{self._path} row {row:,} {self._in_words(record, other)}"
         return f"{self._path} differs after row {row:,} in bytes that are no values"
@@ -119,7 +120,7 @@ class Beside:
     def _in_words(self, wanted: Any, found: Any) -> str:
         if self._names is not None:
             if len(wanted) != len(found):
-                return f"has {len(found)} cells, the journal says {len(wanted)}"
+                return f"has {plural(len(found), 'cell')}, the journal says {len(wanted)}"
             pairs = dict(zip(self._names, zip(wanted, found, strict=True), strict=True))
             return in_words(pairs, self._quoted)
         try:

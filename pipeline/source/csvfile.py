@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.jsonio import utf8
+from pipeline.plural import plural
 from pipeline.source.file import InputFile, OnError, place, refuse, shown
 from pipeline.source.lines import BLOCK, MAX_LINE_BYTES, blocks
 from pipeline.visible import listed
@@ -56,7 +57,7 @@ class RecordChunk:
     def _miscounted(self, index: int, found: int) -> InputError:
         sign = "tab" if self.file.delimiter == "\t" else "comma"
         return InputError(
-            f"{place(self.file, index)}: found {found} cells, expected {len(self.names)} as in the header;"
+            f"{place(self.file, index)}: found {plural(found, 'cell')}, expected {len(self.names)} as in the header;"
             f" a cell with a {sign}, a quote or a line break in it must be quoted"
         )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from pipeline.errors import DamagedError, LockedError
 from pipeline.feed import mark_of
 from pipeline.journal import Lock, reader
+from pipeline.plural import plural
 from pipeline.progress import shown_in
 from pipeline.verify.identity import not_one_outcome_a_row, unlike_the_index
 from pipeline.verify.money import impossible_amounts, unlike_the_totals
@@ -73,7 +74,7 @@ def _prove(space: Workspace, proof: Proof) -> None:
 def _check_gone(space: Workspace, proof: Proof, *, new: int) -> None:
     """Where the results were complete, no row lacks its outcome, unless it was lost since."""
     if new and space.journal.get("results") not in (None, "stale"):
-        what = f"the results were written complete, and yet {new:,} rows have no outcome in the journal"
+        what = f"the results were written complete, and yet {plural(new, 'row has', 'rows have')} no outcome in the journal"
         proof.found("outcomes", what, do=RESTORE)
 
 

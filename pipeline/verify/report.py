@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from pipeline.errors import InputError
+from pipeline.plural import plural
 
 MOST_OF_A_CHECK = 5
 
@@ -90,10 +91,10 @@ def told(report: Report) -> Iterator[str]:
     """The report for people."""
     yield from (f"found: {finding}" for finding in report.findings)
     yield from (f"not over: {what}" for what in report.unfinished)
-    counts = ", ".join(f"{count:,} {what}" for what, count in report.checked.items())
-    yield f"{report.rows:,} rows checked ({counts}); {len(report.findings)} findings."
+    counts = ", ".join(f"{what}: {count:,}" for what, count in report.checked.items())
+    yield f"{plural(report.rows, 'row')} checked ({counts}); {plural(len(report.findings), 'finding')}."
     if report.pending:
-        yield f"{report.pending:,} rows are still to be sent: run the job again."
+        yield f"{plural(report.pending, 'row is', 'rows are')} still to be sent: run the job again."
 
 
 RESTORE = (

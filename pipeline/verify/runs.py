@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.journal import is_booked, left_in
+from pipeline.plural import plural
 from pipeline.verify.report import AGAIN, Proof
 
 DAY_S = 86_400.0  # clocks are set, and machines have several
@@ -25,14 +26,14 @@ def killed(db: sqlite3.Connection, folder: Path, proof: Proof) -> None:
     names = ", ".join(entry.custom_id for entry in left[:NAMED]) + (", ..." if len(left) > NAMED else "")
     if last[2] is None:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(last[1]))
-        flight = f", with {len(left)} requests in flight ({names})" if left else ""
+        flight = f", with {plural(len(left), 'request')} in flight ({names})" if left else ""
         proof.unfinished.append(
             f"the run of {when} was killed{flight}: {AGAIN}, it books what was in flight and goes on"
         )
     elif left:
         proof.found(
             "runs",
-            f"the in-flight table still names {len(left)} requests ({names}), though the last run ended",
+            f"the in-flight table still names {plural(len(left), 'request')} ({names}), though the last run ended",
             do=f"{AGAIN}, it books them as tries that may have been billed",
         )
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.journal import Counts, Journal, Totals
+from pipeline.plural import plural
 from pipeline.progress import STATUS_FILE, status_in
 from pipeline.verify.money import unlike_amounts
 from pipeline.verify.report import AGAIN, Proof
@@ -43,7 +44,7 @@ def unlike_the_status(journal: Journal, counts: Counts, totals: Totals, proof: P
     named = [*_names(status, "recovered"), *_names(status, "in_flight")]
     booked = journal.db.execute("SELECT count(*) FROM attempt WHERE code = 'killed' AND lost").fetchone()[0]
     if len(named) > booked:
-        yield f"{path} names {len(named)} requests that were cut off, {booked} are booked as tries that may have been billed"
+        yield f"{path} names {plural(len(named), 'request that was', 'requests that were')} cut off, {plural(booked, 'is', 'are')} booked as tries that may have been billed"
 
 
 def _names(status: dict[str, Any], key: str) -> list[Any]:
