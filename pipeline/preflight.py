@@ -22,7 +22,7 @@ from pipeline.records import CHAT, EMBEDDINGS, KeyInfo, Kind, ModelInfo, Reply, 
 from pipeline.unreadable import carefully
 from pipeline.workspace import Workspace
 
-Level = Literal["ok", "warn", "stop"]
+Level = Literal["ok", "warn", "away", "ask", "stop"]  # from the least to the gravest
 LEDGER_LATE_S = 10.0  # LiteLLM writes what was spent at the latest after so long, unless told otherwise
 # Modes that answer a chat request; "completion" and "responses" models are translated by the gateways.
 CHAT_MODES = frozenset({"chat", "completion", "responses"})
@@ -31,7 +31,7 @@ _ERRORS: dict[int, type[PipelineError]] = {2: UsageError, 4: GatewayError, 5: Bu
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing found out. ``exit_code`` is that of the contract for a ``stop``."""
+    """One thing found out. ``ask``: a run wants a yes first. ``exit_code`` is that of the contract for a ``stop``."""
 
     level: Level
     text: str
@@ -67,7 +67,7 @@ class Preflight:
     @property
     def warnings(self) -> list[str]:
         """What a person should know, though it stops nothing."""
-        return [finding.text for finding in self.findings if finding.level == "warn"]
+        return [finding.text for finding in self.findings if finding.level in ("warn", "away")]
 
 
 async def preflight(
@@ -180,9 +180,8 @@ class _Asking:
                 self.odd = verdict
             elif verdict.kind is Kind.OUTAGE:
                 self.away = verdict
-            self._say(
-                "warn", f"the gateway cannot be asked now ({verdict.code}); a run waits for it: {verdict.message}"
-            )
+            what = "was not reached, so what it would say is not known" if verdict.unsent else "cannot be asked now"
+            self._say("away", f"the gateway {what} ({verdict.code}); a run waits for it: {verdict.message}")
         return verdict.kind is Kind.REJECTED
 
     def _refuse(self, verdict: Verdict) -> None:

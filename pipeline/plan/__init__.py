@@ -214,10 +214,11 @@ class _Reckoning:
     def _note_rows(self) -> None:
         counts = self._counts
         if buys_again(counts):
-            self._warn(
-                f"{counts.rebought:,} of {counts.bought:,} done rows changed and would be bought again: a run asks first, or "
-                "needs --accept-changes"
+            text = (
+                f"{counts.rebought:,} of {plural(counts.bought, 'done row')} changed and would be paid for again: a run asks first, "
+                "and where nobody can answer it stops with exit 2; to have them sent, run with --accept-changes"
             )
+            self._findings.append(Finding(level="ask", text=text))
         if self._survey.failing:
             self._warn(
                 f"{plural(self._survey.failing, 'row')} cannot be sent and will fail, e.g. {self._survey.failing_example}"

@@ -13,17 +13,18 @@ from pipeline.plural import plural
 from pipeline.progress import duration, money, number
 
 END_OF_TIME = 253_000_000_000.0  # datetime knows no year after 9999
-_SIGNS = {"ok": "ok", "warn": "note", "stop": "STOP"}
+_SIGNS = {"ok": "ok", "warn": "note", "away": "AWAY", "ask": "ASKS", "stop": "STOP"}
 
 
 def described(plan: Plan) -> str:
-    """The plan in a few lines; estimates say what they are."""
+    """The plan in a few lines, what a person must look at last; estimates say what they are."""
     basis = (
         f"from {plural(plan.measured_on, 'answer')}"
         if plan.measured_on
         else "a guess; `pipeline try` makes it an estimate"
     )
-    lines = [f"{_SIGNS[finding.level]:<8}{finding.text}" for finding in plan.findings]
+    found = [(level, f"{sign:<8}{f.text}") for level, sign in _SIGNS.items() for f in plan.findings if f.level == level]
+    lines = [text for level, text in found if level == "ok"]
     rows = f"{plan.pending:,} to send: {plan.new:,} new, {plan.changed:,} changed, {plan.redo:,} to do again"
     facts = [
         ("Rows", f"{plan.rows:,}: {plan.succeeded:,} done, {plan.failed:,} failed; {rows}"),
@@ -43,7 +44,7 @@ def described(plan: Plan) -> str:
             f"--- {body.custom_id} -> {body.endpoint}",
             dumps(body.body).decode(),
         ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *(text for level, text in found if level != "ok")])
 
 
 def _copies(plan: Plan) -> str:
