@@ -100,7 +100,7 @@ class _Inquiry:
     def __init__(self, job: Job, say: Callable[[str], None]) -> None:
         self._job = job
         self._say = say
-        self._dialect = dialect_of(job.preset.family, model_is_the_rows=True)
+        self._dialect = dialect_of(job.preset.family, model_is_the_rows=True, unset_key=job.unset_key())
         self._failures = 0
         self._said_at = time.monotonic()
         self.told: dict[str, Billed] = {}

@@ -14,7 +14,7 @@ _RIGHT = frozenset({"CONTEXT", "IN", "OUT", "CACHED"})
 async def listed(job: Job) -> Preflight:
     """What the job's gateway lists."""
     key = job.api_key()
-    dialect = dialect_of(job.preset.family, model_is_the_rows=True)
+    dialect = dialect_of(job.preset.family, model_is_the_rows=True, unset_key=job.unset_key())
     if job.base_url is not None:
         connection = connection_to(job, job.base_url, dialect, key.get_secret_value() if key else None)
         return await preflight(connection, dialect, model=None)

@@ -185,7 +185,8 @@ class _Asking:
         return verdict.kind is Kind.REJECTED
 
     def _refuse(self, verdict: Verdict) -> None:
-        text = f"the gateway refuses this key ({verdict.code}): {verdict.message}"
+        what = "a request without a key" if verdict.code == "no_api_key" else "this key"
+        text = f"the gateway refuses {what} ({verdict.code}): {verdict.message}"
         if self._reached and verdict.recheck_s:
             self._say("warn", text)
         else:

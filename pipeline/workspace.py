@@ -198,7 +198,10 @@ def _assemble(job: Job, folder: Path, journal: Journal, files: list[InputFile]) 
     }
     asked = job.request
     dialect = dialect_of(
-        job.preset.family, model_is_the_rows=job.model is None, client_retries=not job.gateway.proxy_retries
+        job.preset.family,
+        model_is_the_rows=job.model is None,
+        client_retries=not job.gateway.proxy_retries,
+        unset_key=job.unset_key(),
     )
     settings["endpoint"] = asked.endpoint
     if asked.endpoint == "embeddings" and EMBEDDINGS not in dialect.endpoints:

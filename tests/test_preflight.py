@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from conftest import Pipeline, read_jsonl, write_jsonl
 
 from pipeline import Job, Summary, run
 from pipeline.accounting import Accounting, PriceOf, listed_price
+from pipeline.cli.options import gateway_of
+from pipeline.models import listed
 from pipeline.records import ModelInfo, Usage
 
 
@@ -133,6 +136,26 @@ def test_a_model_for_the_other_endpoint(tmp_path: Path) -> None:
         )
         summary = ran(tmp_path / "other", server.url, "litellm", "nomic-embed-text", **embeds)
     assert (summary.exit_code, summary.cost) == (0, {"USD": 0.0}), summary.reason
+
+
+@pytest.mark.parametrize(("preset", "status"), [("openai", 401), ("openai", 403), ("litellm", 401)])
+def test_where_no_key_was_sent_the_variable_for_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preset: str, status: int
+) -> None:
+    refusal: Canned = (status, error("Authentication Error, No api key passed in.", "auth_error", str(status)))
+    asked = dict.fromkeys(("POST /chat/completions", "GET /models", "GET /v1/models"), refusal)
+    hint = "No api key passed in. No key was sent: export PIPELINE_API_KEY=..."
+    with canned(asked) as server:
+        other = ran(tmp_path / "with", server.url, preset, "m")
+        monkeypatch.delenv("PIPELINE_API_KEY")
+        summary = ran(tmp_path / "without", server.url, preset, "m")
+        job = gateway_of({"gateway": preset, "gateway__base_url": server.url, "gateway__api_key_env": None})
+        known = asyncio.run(listed(job))
+    assert (other.exit_code, summary.exit_code) == (4, 4)
+    assert hint in summary.reason
+    assert "No key was sent" not in other.reason
+    assert f"refuses a request without a key (no_api_key): HTTP {status}: " in str(known.error)
+    assert str(known.error).endswith(hint)
 
 
 def test_a_model_that_is_down_is_a_warning(tmp_path: Path, pipeline: Pipeline) -> None:

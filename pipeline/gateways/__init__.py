@@ -9,7 +9,9 @@ from pipeline.gateways.openai import Announced, OpenAI
 __all__ = ["Announced", "LiteLLM", "Lumen", "OpenAI", "dialect_of"]
 
 
-def dialect_of(family: str, *, model_is_the_rows: bool, client_retries: bool = True) -> OpenAI:
+def dialect_of(
+    family: str, *, model_is_the_rows: bool, client_retries: bool = True, unset_key: str | None = None
+) -> OpenAI:
     """The dialect of a preset's family; see ``OpenAI`` for the settings."""
     families: dict[str, type[OpenAI]] = {
         "openai": OpenAI,
@@ -18,4 +20,4 @@ def dialect_of(family: str, *, model_is_the_rows: bool, client_retries: bool = T
         "cborg": LiteLLM,
         "lumen": Lumen,
     }
-    return families[family](model_is_the_rows=model_is_the_rows, client_retries=client_retries)
+    return families[family](model_is_the_rows=model_is_the_rows, client_retries=client_retries, unset_key=unset_key)

@@ -162,13 +162,18 @@ class OpenAI:
     absent_means: ClassVar[str] = ""  # why a model may be missing
     names_model_in_headers: ClassVar[bool] = False  # which a kept reply has no more
 
-    def __init__(self, *, model_is_the_rows: bool = False, client_retries: bool = True) -> None:
+    def __init__(
+        self, *, model_is_the_rows: bool = False, client_retries: bool = True, unset_key: str | None = None
+    ) -> None:
         """``model_is_the_rows``: rows name their own models, so an unknown model is the row's fault, not the run's.
 
         ``client_retries``: retrying is ours, and a gateway that would retry too is told not to: its tries multiply.
+
+        ``unset_key``: no key goes out, for this variable, which would hold it, is not set.
         """
         self._model_is_the_rows = model_is_the_rows
         self._client_retries = client_retries
+        self._unset_key = unset_key
 
     # what goes out
 
@@ -203,7 +208,11 @@ class OpenAI:
             kind = Kind.TRANSIENT if sent else Kind.OUTAGE
             tries = _TRIES.get(code)
             return Verdict(kind=kind, code=code, message=message, ambiguous=sent, unsent=not sent, most_tries=tries)
-        return self._look_up(reply)
+        verdict = self._look_up(reply)
+        if verdict.kind is Kind.FATAL and reply.status in (401, 403) and self._unset_key is not None:
+            text = f"{complaint_of(reply).sentence.rstrip('. ')}. No key was sent: export {self._unset_key}=..."
+            return replace(verdict, code="no_api_key", message=text)
+        return verdict
 
     def _look_up(self, reply: Reply) -> Verdict:
         said = complaint_of(reply)

@@ -312,6 +312,12 @@ class Job(Table):
         key = key_from_variable(name, environ.get(name, ""), needed=needed)
         return None if key is None else SecretStr(key)
 
+    def unset_key(self, environ: Mapping[str, str] = os.environ) -> str | None:
+        """The variable that would hold the key, where none goes out because that is not set."""
+        name = self.preset.api_key_env
+        optional = name == DEFAULT_KEY_VARIABLE and (self.gateway.api_key_env or self.gateway.api_key_file) is None
+        return name if optional and not environ.get(DEFAULT_KEY_VARIABLE, "").strip() else None
+
 
 def _base_url(url: str) -> str:
     """What may be a key in a URL is refused unseen: it must not show in the error either."""
