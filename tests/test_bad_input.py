@@ -26,6 +26,7 @@ from conftest import Ended, Pipeline, Server, read_jsonl
 
 from pipeline import cli
 from pipeline.job import Job
+from pipeline.plural import plural
 from pipeline.presets import PRESETS
 from pipeline.sink import TYPES
 from pipeline.template.allowed import FILTERS
@@ -249,7 +250,7 @@ INPUT = [
     rows("x.parquet with a name twice", parquet(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])), "x.parquet: column names must differ; more than once: text"),
     rows("x.csv with wrong cells", "id,text\na,b\nc,d,e\nf\n",
          "x.csv:3: found 3 cells, expected 2 as in the header; a cell with a comma, a quote or a line break in it must be quoted\n"
-         "x.csv:4: found 1 cells, expected 2 as in the header; a cell with a comma, a quote or a line break in it must be quoted"),
+         "x.csv:4: found 1 cell, expected 2 as in the header; a cell with a comma, a quote or a line break in it must be quoted"),
     rows("x.csv with a name twice", "text,text\na,b\n", "x.csv:1: column names must differ; more than once: text"),
     rows("x.csv with an open quote", 'id,text\na,b\nc,"d\ne,f\n', 'x.csv:3: the quote opened on this line is never closed; end the cell with a "'),
     rows("x.csv with semicolons", "id;text\na;b\n", "x.csv:1: found one column, 'id;text'; between the cells must stand a comma, not ';' (.csv: commas, .tsv: tabs)"),
@@ -746,5 +747,5 @@ def test_a_bad_row_fails_and_the_others_succeed(
     assert [(row["error_code"], row["error_message"]) for row in found[1:-1]] == [(code, says) for _, code, says in bad]
     assert all(row["attempts"] == 0 and row["content"] is None and row["cost"] is None for row in found[1:-1])
     assert here.requests == requests + 2
-    assert f"{len(bad):,} rows failed" in ended.err
+    assert plural(len(bad), "row") + " failed" in ended.err
     assert bad[0][2] in ended.err

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.gateways import Announced, LiteLLM, Lumen, OpenAI, dialect_of
+from pipeline.gateways import Announced, CBorg, LiteLLM, Lumen, OpenAI, dialect_of
 from pipeline.jsonio import dumps
 from pipeline.presets import PRESETS
 from pipeline.records import Cost, Reply, Request, Usage
@@ -235,7 +235,7 @@ def test_a_429_says_what_the_limit_is(whose: str, word: str, number: str, expect
 def test_every_preset_has_a_dialect() -> None:
     spoken = {name: type(dialect_of(preset.family, model_is_the_rows=False)) for name, preset in PRESETS.items()}
     assert spoken == {
-        "cborg": LiteLLM, "cborg-local": LiteLLM, "litellm": LiteLLM, "lumen": Lumen, "openai": OpenAI, "simulator": OpenAI,
+        "cborg": CBorg, "cborg-local": CBorg, "litellm": LiteLLM, "lumen": Lumen, "openai": OpenAI, "simulator": OpenAI,
     }  # fmt: skip
     assert {name: preset.family for name, preset in PRESETS.items() if preset.family != name} == {
         "cborg-local": "cborg"

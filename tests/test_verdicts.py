@@ -486,7 +486,7 @@ def test_openai(case: tuple[Reply, Verdict]) -> None:
     check(OpenAI(), *case)
 
 
-EVERY = pytest.mark.parametrize("family", ["openai", "litellm", "lumen"])
+EVERY = pytest.mark.parametrize("family", ["openai", "litellm", "cborg", "lumen"])
 
 
 def dialect(family: str, *, model_is_the_rows: bool = False) -> OpenAI:
@@ -515,8 +515,11 @@ def test_a_front_proxys_page_is_an_outage(family: str, status: int) -> None:
     ],
 )
 def test_a_page_where_json_belongs_asks_for_the_network(family: str, reply: Reply, expected: Verdict) -> None:
-    check(dialect(family), reply, expected, "VPN off? Authorise your IP at the key page")
-    assert "token" not in dialect(family).classify(reply).message
+    words = {"cborg": "VPN off? Authorise your IP at https://api.cborg.lbl.gov/key/manage"}
+    check(dialect(family), reply, expected, words.get(family, "Is the base URL that of an API?"))
+    said = dialect(family).classify(reply).message
+    assert "token" not in said
+    assert ("VPN" in said) == (family == "cborg"), "no other gateway has networks of its own"
 
 
 @EVERY

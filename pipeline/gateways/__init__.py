@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pipeline.gateways.litellm import LiteLLM
+from pipeline.gateways.litellm import CBorg, LiteLLM
 from pipeline.gateways.lumen import Lumen
 from pipeline.gateways.openai import Announced, OpenAI
 
-__all__ = ["Announced", "LiteLLM", "Lumen", "OpenAI", "dialect_of"]
+__all__ = ["Announced", "CBorg", "LiteLLM", "Lumen", "OpenAI", "dialect_of"]
 
 
 def dialect_of(
@@ -17,7 +17,7 @@ def dialect_of(
         "openai": OpenAI,
         "simulator": OpenAI,
         "litellm": LiteLLM,
-        "cborg": LiteLLM,
+        "cborg": CBorg,
         "lumen": Lumen,
     }
     return families[family](model_is_the_rows=model_is_the_rows, client_retries=client_retries, unset_key=unset_key)

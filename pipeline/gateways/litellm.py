@@ -1,4 +1,4 @@
-"""LiteLLM proxies, CBorg among them: what they say otherwise than OpenAI. Measured on version 1.106.
+"""LiteLLM proxies, and CBorg, which is one: what they say otherwise than OpenAI. Measured on version 1.106.
 
 Its error codes repeat the status and its types are few, so rules look at types, headers and how messages begin.
 """
@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from pipeline.gateways.catalogue import litellm_billed, litellm_key, litellm_models
 from pipeline.gateways.complaint import complaint_of, retry_after
-from pipeline.gateways.openai import BASE_RULES, BUDGET, RECHECK_KEY_S, Announced, OpenAI
+from pipeline.gateways.openai import BASE_RULES, BUDGET, RECHECK_KEY_S, Announced, OpenAI, no_api
 from pipeline.gateways.rules import Rule
 from pipeline.jsonio import loads
 from pipeline.records import Billed, Cost, KeyInfo, Kind, ModelInfo, Reply, Request, Scope, Verdict
@@ -205,6 +205,16 @@ class LiteLLM(OpenAI):
     def request_id(self, reply: Reply) -> str | None:
         """The call id."""
         return reply.headers.get(_CALL_ID) or super().request_id(reply)
+
+
+class CBorg(LiteLLM):
+    """Berkeley Lab's: it lets in the laboratory's networks, and addresses that their users have authorised."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        *LITELLM_RULES,
+        *no_api("VPN off? Authorise your IP at https://api.cborg.lbl.gov/key/manage"),
+        *BASE_RULES,
+    )
 
 
 def without_retries(body: bytes) -> bytes:

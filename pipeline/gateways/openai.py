@@ -30,7 +30,6 @@ from pipeline.records import (
 
 RECHECK_KEY_S = 60.0
 RECHECK_ADDRESS_S = 600.0  # an ingress without its service answers 404 for as long as that takes to install
-_OFF_NETWORK = "VPN off? Authorise your IP at the key page. Or is the base URL not that of an API?"
 
 BUDGET = Rule(
     names=frozenset({"budget_exceeded", "insufficient_quota", "billing_hard_limit_reached"}),
@@ -49,21 +48,24 @@ WRONG_ADDRESS = Rule(
         message="Is the base URL right? It ends where /chat/completions begins, at most gateways in /v1",
     ),
 )
+
+
+def no_api(advice: str) -> tuple[Rule, ...]:
+    """Somebody else answers in the API's place; ``advice`` is what to look at."""
+    page = Verdict(kind=Kind.OUTAGE, code="html_reply", message=advice)
+    return (
+        Rule(statuses=frozenset({200}), shapes=frozenset({"html"}), means=page),
+        Rule(statuses=frozenset(range(300, 400)), means=replace(page, code="redirected")),
+        Rule(  # ambiguous: a firewall in front may also take offence at one row's text
+            statuses=frozenset({403}),
+            shapes=frozenset({"html", "text", "empty"}),
+            means=replace(page, ambiguous=True),
+        ),
+    )
+
+
 BASE_RULES = (
-    Rule(
-        statuses=frozenset({200}),
-        shapes=frozenset({"html"}),
-        means=Verdict(kind=Kind.OUTAGE, code="html_reply", message=_OFF_NETWORK),
-    ),
-    Rule(
-        statuses=frozenset(range(300, 400)),
-        means=Verdict(kind=Kind.OUTAGE, code="redirected", message=_OFF_NETWORK),
-    ),
-    Rule(  # ambiguous: a firewall in front may also take offence at one row's text
-        statuses=frozenset({403}),
-        shapes=frozenset({"html", "text", "empty"}),
-        means=Verdict(kind=Kind.OUTAGE, code="html_reply", message=_OFF_NETWORK, ambiguous=True),
-    ),
+    *no_api("Is the base URL that of an API? Or does a login page, a proxy or a firewall answer in its place?"),
     BUDGET,
     Rule(statuses=frozenset({402}), means=BUDGET.means),
     Rule(  # before the rates: OpenAI's type for it is "requests", too

@@ -136,7 +136,7 @@ class Journal:
         known = self.db.execute("SELECT count(*) FROM file").fetchone()[0]
         if known != len(files):
             raise RunFolderError(
-                f"the last run read {plural(known, 'input file')}, here {plural(len(files), 'is', 'are')}: name the same ones with -i"
+                f"the last run read {plural(known, 'input file')}, here {'is' if len(files) == 1 else 'are'} {len(files)}: name the same ones with -i"
             )
         self.db.execute("CREATE TEMP TABLE file AS SELECT * FROM main.file")  # its name hides the other's
         self.db.executemany(
