@@ -6,11 +6,14 @@ from pipeline.records import Failure
 
 WORDS_CHARACTERS = 500  # of a message, once a key was looked for in it
 NEVER_SENT = frozenset({"connect_timeout", "dns_failed", "tls_failed", "proxy_failed", "connect_failed"})
+_NO_TLS = ("WRONG_VERSION_NUMBER", "PACKET_LENGTH_TOO_LONG")  # what OpenSSL makes of an answer that is none of TLS's
+_PLAIN = "; the server seems to speak plain http there: try http:// in the base URL, or another port"
 
 
 def never_sent(code: str, words: str) -> Failure:
     """There was no connection; ``code`` is one of ``NEVER_SENT``."""
-    return Failure(code=code, message=_in_one_line(f"cannot connect: {words}"), sent=False)
+    hint = _PLAIN if any(sign in words for sign in _NO_TLS) else ""
+    return Failure(code=code, message=_in_one_line(f"cannot connect: {words}{hint}"), sent=False)
 
 
 def malformed(words: str) -> Failure:

@@ -13,6 +13,7 @@ import pytest
 
 from pipeline import client as client_module
 from pipeline.client import Client, Connection, is_loopback
+from pipeline.failures import never_sent
 from pipeline.records import Reply
 from pipeline.session import failure_of
 from pipeline.wire import KEEP_ALIVE_S, Wire
@@ -217,6 +218,28 @@ def test_a_certificate_nobody_knows_is_refused(tmp_path: object) -> None:
     exc = aiohttp.ClientConnectorCertificateError(_key(), ssl.SSLCertVerificationError("self-signed certificate"))
     assert failure_of(exc).code == "tls_failed"
     assert not failure_of(exc).sent
+
+
+def test_https_to_a_server_of_plain_http_says_so() -> None:
+    async def main() -> Reply:
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read(10)
+            writer.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+            writer.close()
+
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+            url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+            async with Client(Connection(base_url=url, api_key=None, timeout_s=5, connect_timeout_s=2)) as client:
+                return await client.send("/x", b"{}", {})
+
+    failure = asyncio.run(main()).failure
+    assert failure is not None
+    assert (failure.code, failure.sent) == ("tls_failed", False)
+    assert "the server seems to speak plain http there: try http:// in the base URL" in failure.message
+
+
+def test_any_other_trouble_with_tls_gives_no_such_hint() -> None:
+    assert "plain http" not in never_sent("tls_failed", "self-signed certificate").message
 
 
 def _key() -> object:
