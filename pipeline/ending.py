@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pipeline.errors import IncompleteError, PipelineError, UsageError
 from pipeline.journal import Counts, Totals
 from pipeline.plural import plural
-from pipeline.progress import duration, money, outage
+from pipeline.progress import duration, in_one_line, money, outage
 from pipeline.reckoning import described
 from pipeline.records import Summary
 
 EXAMPLES = 3
+SAME = 120  # characters of a message that stand for the whole: some lines cut it off
 
 
 def last_words(summary: Summary, *, again: str) -> str:
@@ -26,7 +29,7 @@ def last_words(summary: Summary, *, again: str) -> str:
         if summary.failed > summary.accepted:
             lines.append(f"Or accept them as they are: {again} --accept-failed")
     else:
-        if summary.trouble:
+        if summary.trouble and not _is_said(summary.trouble, lines):
             lines.append(f"Last trouble: {summary.trouble}")
         lines.append(f"Left: {plural(summary.pending, 'row')}. What is done is kept in {summary.run_folder}")
         lines.append(f"{'Go' if summary.exit_code in (75, 130) else 'Mend that, then go'} on with: {again}")
@@ -43,6 +46,11 @@ def _headline(summary: Summary) -> str:
         sent = f"{plural(summary.sent, 'row')} sent" if summary.sent else "nothing was sent"
         return f"Finished in {duration(summary.elapsed_s)}, {sent}; {plural(summary.failed, 'row')} failed."
     return f"Stopped after {duration(summary.elapsed_s)}: {summary.reason}"
+
+
+def _is_said(trouble: str, lines: Sequence[str]) -> bool:
+    """Whether ``lines`` tell the message of a trouble (``code: message``): nobody wants to read it twice."""
+    return in_one_line(trouble.partition(": ")[2] or trouble, SAME) in in_one_line(" ".join(lines))
 
 
 def _counts(summary: Summary) -> list[str]:
@@ -73,13 +81,17 @@ def _failures(summary: Summary) -> list[str]:
     lines = []
     for code, count, examples, message in summary.failures:
         ids = ", ".join(examples) + (", ..." if count > len(examples) else "")
-        lines.append(f"  {count:,} x {code}: {message.splitlines()[0][:200] if message else ''} ({ids})")
+        said = message.splitlines()[0][:200] if message else ""
+        why = "" if not said or _is_said(f"{code}: {said}", [_headline(summary)]) else f": {said}"
+        lines.append(f"  {count:,} x {code}{why} ({ids})")
     return ["Failed:", *lines] if lines else []
 
 
 def _oddities(summary: Summary) -> list[str]:
     """What succeeded but deserves a look."""
-    lines = [outage(*told) for told in summary.outages]
+    lines = [
+        outage(at, end, "" if _is_said(cause, [_headline(summary)]) else cause) for at, end, cause in summary.outages
+    ]
     if summary.cut_off:
         lines.append(
             f"{plural(summary.cut_off, 'answer was', 'answers were')} cut off by max_tokens (a higher one is another request for every row: it needs "

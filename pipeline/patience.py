@@ -32,7 +32,7 @@ class Patience:
         if not reached and not self.wait and seconds >= UNREACHED_S:
             return GatewayError(
                 f"the gateway was not reached for {UNREACHED_S:.0f} s, and never before in this journal ({said.code}): "
-                f"{said.message}. Check the base URL and the network; --wait waits for it however long"
+                f"{said.message.rstrip('. ')}. Check the base URL and the network; --wait waits for it however long"
             )
         return None
 

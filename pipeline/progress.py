@@ -132,15 +132,16 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def in_one_line(text: str, most: int) -> str:
+def in_one_line(text: str, most: int | None = None) -> str:
     """What a gateway says may have many lines, and be long."""
     return " ".join(text.split())[:most]
 
 
 def outage(started_at: float, ended_at: float | None, cause: str) -> str:
-    """An outage in a sentence."""
+    """An outage in a sentence; an empty ``cause`` is not said."""
     was = "is still away, since" if ended_at is None else f"was away for {duration(ended_at - started_at)}, from"
-    return f"The gateway {was} {time.strftime('%H:%M:%S', time.localtime(started_at))} ({in_one_line(cause, 160)})"
+    why = f" ({in_one_line(cause, 160)})" if cause else ""
+    return f"The gateway {was} {time.strftime('%H:%M:%S', time.localtime(started_at))}{why}"
 
 
 def duration(seconds: float) -> str:

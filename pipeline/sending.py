@@ -251,7 +251,8 @@ class Sending:
         self._display.say(f"Stopping: {_in_flight(pool)} finished first; once more (Ctrl-C) cuts them off.")
 
     def _stop(self, pool: Pool, why: PipelineError) -> None:
-        tell = self._display.note if self._stopping else self._display.say  # status and journal may both find no room
+        # Status and journal may both find no room; where nothing has to be waited for the last words say it in a moment.
+        tell = self._display.note if self._stopping or not pool.activity.busy else self._display.say
         tell(f"Stopping: {why}. {_in_flight(pool)} finished first.")
         self._stopping = True
         pool.stop(why)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,5 +95,8 @@ def test_a_gateway_that_was_never_there_is_told_at_the_end(bench: Bench) -> None
         trouble="connect_failed: cannot connect", outages=[(0.0, None, "connect_failed: cannot connect")],
     )  # fmt: skip
     text = last_words(summary, again="pipeline run x")
-    assert "Last trouble: connect_failed: cannot connect" in text
     assert "The gateway is still away, since" in text
+    assert text.count("connect_failed: cannot connect") == 1, "once is enough"
+    assert "Last trouble: http_500: boom" in last_words(
+        replace(summary, trouble="http_500: boom"), again="pipeline run x"
+    )

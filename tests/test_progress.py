@@ -121,3 +121,25 @@ def test_one_is_not_said_as_many() -> None:
         ), text
     assert "1 row checked (runs: 1); 1 finding." in "\n".join(told(report))
     assert "\nLeft: 1 row. " in last_words(ones, again="p")
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (4, "the gateway was not reached for 60 s (http_500): HTTP 500: boom. Check the base URL"),
+        (6, "the first 5 rows all failed alike (http_500: HTTP 500: boom)."),
+    ],
+)
+def test_what_stopped_a_run_is_said_once_in_full(code: int, reason: str) -> None:
+    cause = "http_500: HTTP 500: boom"
+    summary = Summary(
+        exit_code=code, reason=reason, total=9, completed=0, failed=5, pending=4, trouble=cause, outages=[(0.0, None, cause)],
+        failures=[("http_500", 5, ["r1"], "HTTP 500: boom")],
+    )  # fmt: skip
+    text = last_words(summary, again="p")
+    assert text.count("HTTP 500: boom") == 1
+    assert text.startswith(f"Stopped after 0 s: {reason}\n")
+    assert "\nThe gateway is still away, since " in text
+    assert "\n  5 x http_500 (r1, ...)\n" in text
+    finished = last_words(replace(summary, exit_code=3), again="p")
+    assert "5 x http_500: HTTP 500: boom (r1, ...)" in finished, "there is no reason in its headline"
