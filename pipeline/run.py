@@ -213,7 +213,7 @@ class Run:
             ledger=sent.ledger,
             trouble=sent.trouble,
             outages=[spell.told for spell in sent.outages],
-            failures=reader.failures(db) if totals.failed else [],
+            failures=reader.failures(db, space.name_of) if totals.failed else [],
             served_models=reader.served_models(db),
         )
 

@@ -22,7 +22,7 @@ from pipeline.moved import beside, is_elsewhere, taken_along
 from pipeline.progress import shown_in
 from pipeline.records import EMBEDDINGS
 from pipeline.sink import Layout, layout
-from pipeline.source import InputFile, chunks, column_names, find, matches
+from pipeline.source import InputFile, chunks, column_names, find, matches, place
 from pipeline.template import Images, Template, spec_digest
 from pipeline.visible import listed
 
@@ -62,6 +62,11 @@ class Workspace:
     def vectors(self) -> bool:
         """Whether the answers are vectors."""
         return self.job.request.endpoint == "embeddings"
+
+    def name_of(self, custom_id: str, path: str, line: int) -> str:
+        """What a person finds a row by: its id, or where it stands if that would be a fingerprint."""
+        file = next((file for file in self.files if str(file.path) == path), None)
+        return custom_id if self.id_column is not None or file is None else place(file, line)
 
     def layout(self) -> Layout:
         """The results' columns, from all columns the indexed input has. Raises ``JobError`` for a clash."""

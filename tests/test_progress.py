@@ -7,8 +7,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from conftest import write_jsonl
+from pyarrow import parquet
 
 from pipeline import Job, run
 from pipeline.display import Logged, Silent
@@ -143,3 +145,28 @@ def test_what_stopped_a_run_is_said_once_in_full(code: int, reason: str) -> None
     assert "\n  5 x http_500 (r1, ...)\n" in text
     finished = last_words(replace(summary, exit_code=3), again="p")
     assert "5 x http_500: HTTP 500: boom (r1, ...)" in finished, "there is no reason in its headline"
+
+
+@pytest.mark.parametrize(
+    ("name", "columns", "found"),
+    [
+        ("in.jsonl", ["text"], ["in.jsonl:2", "in.jsonl:3"]),
+        ("in.parquet", ["text"], ["in.parquet row 2", "in.parquet row 3"]),
+        ("in.jsonl", ["text", "custom_id"], ["b", "c"]),
+    ],
+)
+def test_a_failed_row_is_named_so_that_it_can_be_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, columns: list[str], found: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"text": "fine", "custom_id": "a"}, {"text": None, "custom_id": "b"}, {"text": None, "custom_id": "c"}]
+    table = pa.Table.from_pylist([{column: row[column] for column in columns} for row in rows])
+    parquet.write_table(table, name) if name.endswith("parquet") else write_jsonl(Path(name), table.to_pylist())
+    settings = {
+        "input.path": name, "output.path": "out.jsonl", "gateway.preset": "simulator", "model": "sim/echo",
+        "request.prompt": "{{ text }}",
+    }  # fmt: skip
+    summary = run(Job.load(None, overrides=settings))
+    assert [names for _, _, names, _ in summary.failures] == [found]
+    assert "  2 x null_field: " in last_words(summary, again="p")
+    assert f"({', '.join(found)})" in last_words(summary, again="p")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -157,8 +157,13 @@ def totals(db: sqlite3.Connection) -> Totals:
     )
 
 
-def failures(db: sqlite3.Connection, *, examples: int = 3) -> list[tuple[str, int, list[str], str]]:
-    """Failed rows grouped by code, most first: (code, how many, some ids, one message)."""
+def failures(
+    db: sqlite3.Connection, name: Callable[[str, str, int], str], *, examples: int = 3
+) -> list[tuple[str, int, list[str], str]]:
+    """Failed rows grouped by code, most first: (code, how many, some names, one message).
+
+    ``name`` makes a row's name of its id, its file and its line there.
+    """
     groups = db.execute(
         "SELECT o.error_code, count(*) FROM input i JOIN outcome o ON o.no = i.no WHERE o.status = 'failed' "
         "GROUP BY 1 ORDER BY 2 DESC"
@@ -166,11 +171,11 @@ def failures(db: sqlite3.Connection, *, examples: int = 3) -> list[tuple[str, in
     found = []
     for code, count in groups:
         rows = db.execute(
-            "SELECT i.custom_id, o.error_message FROM input i JOIN outcome o ON o.no = i.no "
-            "WHERE o.status = 'failed' AND o.error_code = ? LIMIT ?",
+            "SELECT i.custom_id, f.path, i.line, o.error_message FROM input i JOIN file f ON f.file = i.file "
+            "JOIN outcome o ON o.no = i.no WHERE o.status = 'failed' AND o.error_code = ? LIMIT ?",
             (code, examples),
         ).fetchall()
-        found.append((str(code), int(count), [str(row[0]) for row in rows], str(rows[0][1])))
+        found.append((str(code), int(count), [name(*row[:3]) for row in rows], str(rows[0][3])))
     return found
 
 
