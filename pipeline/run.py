@@ -19,7 +19,7 @@ from pipeline.plural import plural
 from pipeline.progress import StatusFile
 from pipeline.records import Summary
 from pipeline.results import export, stamp_of
-from pipeline.selection import mark
+from pipeline.selection import mark, told
 from pipeline.sending import Sending, Sent
 from pipeline.signals import Signals
 from pipeline.wishes import Wishes
@@ -84,11 +84,7 @@ class Run:
         index = await self._signals.in_thread(space.feed.index, space.spec, tick=self._tick_index)
         space.layout()  # a clash of columns must show now
         if (again := mark(space, self._wishes.redo)) is not None:
-            self._display.say(
-                f"{plural(again, 'done row matches and is', 'done rows match and are')} done again."
-                if again
-                else "No done row matches."
-            )
+            self._display.say(told(space, self._wishes.redo, again))
         if self._wishes.accept_failed:
             self._display.say(f"{plural(space.journal.accept_failed(), 'failed row is', 'failed rows are')} accepted.")
         counts = index.counts(has_ids=space.id_column is not None)

@@ -10,8 +10,10 @@ from pathlib import Path
 
 from pipeline.errors import UsageError
 from pipeline.journal import Projection
+from pipeline.plural import plural
 from pipeline.readable import read_bounded
 from pipeline.sink import TYPES, matching
+from pipeline.visible import listed
 from pipeline.workspace import Workspace
 
 STRETCH_ROWS = 4096
@@ -47,6 +49,18 @@ def mark(space: Workspace, redo: Redo) -> int | None:
         numbers.update(_named(space, redo.ids))
     journal.mark_redo(sorted(numbers))
     return len(numbers)
+
+
+def told(space: Workspace, redo: Redo, marked: int) -> str:
+    """What came of it, in a sentence."""
+    if marked:
+        return f"{plural(marked, 'done row matches and is', 'done rows match and are')} done again."
+    if not redo.failed or redo.columns or redo.ids is not None:
+        return "No done row matches."
+    codes = space.journal.failed_codes()
+    if not codes:
+        return "There is no failed row to retry."
+    return f"There is no row that failed with {redo.failed!r}; there are rows with: {listed(codes)}."
 
 
 def _parsed(condition: str) -> tuple[str, str, bool]:

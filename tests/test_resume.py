@@ -425,3 +425,20 @@ def test_an_input_that_changes_while_it_is_read_ends_with_75_and_the_next_run_is
     assert "changed while the run was reading it" in summary.reason
     monkeypatch.undo()
     assert bench.run()[0].exit_code == 0
+
+
+def test_nothing_to_retry_is_said_in_the_words_that_were_asked(bench: Bench) -> None:
+    def says(redo: Redo) -> str:
+        bench.run(Wishes(redo=redo))
+        return (bench.folder / "out.jsonl.run" / "run.log").read_text(encoding="utf-8").splitlines()[-2][20:]
+
+    bench.write([{"id": "a", "text": "fine"}])
+    bench.run()
+    assert says(Redo(failed=True)) == "There is no failed row to retry."
+    assert says(Redo(failed="timeout")) == "There is no failed row to retry."
+    assert says(Redo(failed=True, columns=("content=",))) == "No done row matches."
+    bench.write([{"id": "a", "text": "fine"}, {"id": "b", "text": None}])
+    bench.run()
+    assert (
+        says(Redo(failed="timeout")) == "There is no row that failed with 'timeout'; there are rows with: null_field."
+    )

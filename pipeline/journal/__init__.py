@@ -256,6 +256,13 @@ class Journal:
         )
         return [int(no) for (no,) in rows]
 
+    def failed_codes(self) -> list[str]:
+        """What rows of the present input failed with."""
+        rows = self.db.execute(
+            "SELECT DISTINCT o.error_code FROM input i JOIN outcome o ON o.no = i.no WHERE o.status = 'failed' ORDER BY 1"
+        )
+        return [str(code) for (code,) in rows]
+
     def accept_failed(self) -> int:
         """The failures are known and fine: later runs end with 0. Returns how many were newly accepted."""
         cursor = self.db.execute(
