@@ -15,6 +15,7 @@ from pipeline.visible import visible
 LINE_EVERY_S = 30.0
 LASTING_S = 5.0  # an outage is told of
 LOG_FILE = "run.log"
+MOMENT = "%Y-%m-%d %H:%M:%S"
 BAR = "{percentage:3.0f}%|{bar:16}| {desc}"
 BAR_COLUMNS = 24  # those of BAR, without what it says, and the last, which stays free
 
@@ -56,8 +57,8 @@ class Lines:
             self.say(snapshot.line)
 
     def say(self, text: str) -> None:
-        """Print a sentence with the time."""
-        print(f"{time.strftime('%H:%M:%S')} {visible(text)}", file=self._stream, flush=True)
+        """Print a sentence with date and time: a log may have many nights."""
+        print(f"{time.strftime(MOMENT)} {visible(text)}", file=self._stream, flush=True)
 
     def close(self) -> None:
         """Nothing is open."""
@@ -167,7 +168,7 @@ class Logged:
             with open(
                 self._path, "a", opener=lambda name, flags: os.open(name, flags, 0o600), encoding="utf-8"
             ) as file:
-                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {visible(text)}\n")
+                file.write(f"{time.strftime(MOMENT)} {visible(text)}\n")
         except OSError:
             pass
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import time
 from dataclasses import replace
@@ -13,7 +14,7 @@ from conftest import write_jsonl
 from pyarrow import parquet
 
 from pipeline import Job, run
-from pipeline.display import Logged, Silent
+from pipeline.display import Lines, Logged, Silent
 from pipeline.ending import last_words
 from pipeline.plural import plural
 from pipeline.progress import Activity, Snapshot, Tally, number, outage
@@ -170,3 +171,12 @@ def test_a_failed_row_is_named_so_that_it_can_be_found(
     assert [names for _, _, names, _ in summary.failures] == [found]
     assert "  2 x null_field: " in last_words(summary, again="p")
     assert f"({', '.join(found)})" in last_words(summary, again="p")
+
+
+def test_a_line_in_a_log_has_date_and_time() -> None:
+    stream = io.StringIO()
+    Lines(stream).say("waiting: a\x1b[2Jb")
+    Lines(stream, every_s=0.0).show(shown())
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 2
+    assert all(re.match(r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d \S", line) for line in lines), lines
