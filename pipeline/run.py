@@ -65,7 +65,7 @@ class Run:
     async def live(self) -> Summary:
         """The life of a run. Raises ``PipelineError`` for what stops it before anything is sent."""
         key = self._job.api_key()  # one that is missing must show before anything is made
-        make_folder(self._job)
+        make_folder(self._job, say=self._display.say)
         with opened(self._job, slots=self._job.rows_at_once, adopt=self._wishes.accept_changes) as space:
             status = StatusFile(space.folder, self._facts(space))
             space.journal.recover(tell=self._tell)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -77,10 +77,14 @@ class Workspace:
         )
 
 
-def make_folder(job: Job) -> Path:
-    """The job's run folder, there and private. Raises ``UsageError`` when it cannot be made, or the results not written."""
+def make_folder(job: Job, *, say: Callable[[str], None] = lambda _: None) -> None:
+    """The job's run folder, there and private. Raises ``UsageError`` when it cannot be made, or the results not written.
+
+    ``say`` is told where the output's folder is not there yet: its path may be mistyped.
+    """
     _check_writable(job.output.path)
-    folder = job.run_folder
+    folder, parent = job.run_folder, job.output.path.parent
+    is_new = not parent.exists()
     if folder.is_symlink() and not folder.exists():
         raise RunFolderError(
             f"the run folder {folder} is a link to {os.path.realpath(folder)}, where there is nothing: make that folder, or "
@@ -92,7 +96,8 @@ def make_folder(job: Job) -> Path:
     except OSError as exc:
         why = RunFolderError(f"cannot make the run folder {folder}: {exc.strerror}; give another with --run-dir")
         raise unwritable(folder, exc, what="the run folder", otherwise=why) from exc
-    return folder
+    if is_new:
+        say(f"The output's folder {parent} was not there: it is made.")
 
 
 def _check_writable(output: Path) -> None:

@@ -20,7 +20,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import Ended, clean_environment, read_jsonl, write_jsonl
+from conftest import Ended, Pipeline, clean_environment, read_jsonl, write_jsonl
 from disks import MB, command, ended, on_a_network, small_disk, without_rights
 from reconcile import bill_of, reconcile
 from simulated import Simulated, simulated
@@ -576,3 +576,16 @@ def test_a_file_system_without_locks_is_said_to_be_one(
     with pytest.raises(RunFolderError, match=r"cannot be locked \(.*gives no locks.*--run-dir"), Lock(tmp_path):
         pass
     assert not Lock(tmp_path).is_held()
+
+
+def test_a_folder_that_is_made_for_the_results_is_named(pipeline: Pipeline, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "in.jsonl", [{"text": "x"}])
+    words = ("-i", "in.jsonl", "-g", "simulator", "-m", "sim/echo", "-p", "{{ text }}")
+    said = f"The output's folder {tmp_path / 'reslts'} was not there: it is made."
+    first = pipeline("run", *words, "-o", "reslts/out.jsonl")
+    again = pipeline("run", *words, "-o", "reslts/out.jsonl")
+    assert (first.code, first.err.count(said), again.err.count(said)) == (0, 1, 0)
+    apart = pipeline("run", *words, "-o", "other/out.jsonl", "--run-dir", "journal")
+    assert f"folder {tmp_path / 'other'} was not there" in apart.err
+    plan = pipeline("plan", *words, "-o", "planned/out.jsonl")
+    assert f"note    The output's folder {tmp_path / 'planned'} was not there: it is made." in plan.out

@@ -84,7 +84,8 @@ class Plan:
 async def plan(job: Job, *, show: int = 0, wall_clock: Callable[[], float] = time.time) -> Plan:
     """What a run of the job would do, were it begun now. Raises ``PipelineError`` for what would stop it before it looks at the gateway."""
     key = job.api_key()
-    make_folder(job)
+    noted: list[Finding] = []
+    make_folder(job, say=lambda text: noted.append(Finding(level="warn", text=text)))
     signals = Signals()  # none are handled here: only so that an end of the whole is heard in the thread
     with opened(job, slots=job.concurrency, adopt=False) as space:
         # Another prompt makes another index; what an earlier run's answers belong to must stay to be found.
@@ -98,6 +99,7 @@ async def plan(job: Job, *, show: int = 0, wall_clock: Callable[[], float] = tim
                 counts = replace(counts, copies=found)
             survey = await surveyed(space, index, show=show)
             known = await _asked(job, space, key.get_secret_value() if key else None)
+            known = replace(known, findings=(*known.findings, *noted))
             return _Reckoning(job, space, counts, survey, known).plan(wall_clock())
 
 
