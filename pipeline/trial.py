@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import orjson
 
 from pipeline.errors import RowError
 from pipeline.journal import Projected, Projection
+from pipeline.plural import plural
 from pipeline.progress import money
 from pipeline.records import Row
 from pipeline.sink import vector_numbers
@@ -75,6 +77,19 @@ def shown_rows(folder: Path, most: int) -> list[ShownRow]:
                     if len(found) == most:
                         return found
     return found
+
+
+def cut_off(rows: Sequence[ShownRow], params: Mapping[str, Any]) -> str | None:
+    """That some answers were cut off, and what to set; None where none was. ``params`` are the job's."""
+    count = sum(row.finish_reason == "length" for row in rows)
+    if not count:
+        return None
+    name = "max_completion_tokens" if "max_completion_tokens" in params else "max_tokens"
+    bound = f"{name} = {params[name]}" if name in params else "the gateway's own bound"
+    return (
+        f"{plural(count, 'answer was', 'answers were')} cut off by {bound} (finish_reason length): set a higher {name} in "
+        f"[request] params, or --set request.params.{name}=N"
+    )
 
 
 def _shown(space: Workspace, row: Projected, source: Row, folder: Path) -> ShownRow:

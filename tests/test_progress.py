@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from conftest import write_jsonl
+from conftest import Pipeline, write_jsonl
 from pyarrow import parquet
 
 from pipeline import Job, run
@@ -180,3 +180,23 @@ def test_a_line_in_a_log_has_date_and_time() -> None:
     lines = stream.getvalue().splitlines()
     assert len(lines) == 2
     assert all(re.match(r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d \S", line) for line in lines), lines
+
+
+@pytest.mark.parametrize(
+    ("params", "hint"),
+    [
+        ({"max_tokens": 1}, "2 answers were cut off by max_tokens = 1 (finish_reason length): set a higher max_tokens in [request] params, or --set request.params.max_tokens=N"),
+        ({"max_completion_tokens": 1}, "cut off by max_completion_tokens = 1 (finish_reason length): set a higher max_completion_tokens in"),
+        ({}, None),
+    ],
+)  # fmt: skip
+def test_a_try_says_that_answers_were_cut_off(
+    tmp_path: Path, pipeline: Pipeline, params: dict[str, int], hint: str | None
+) -> None:
+    write_jsonl(tmp_path / "in.jsonl", [{"text": "many words, all of them to be said"}] * 2)
+    words = ("-i", "in.jsonl", "-g", "simulator", "-m", "sim/echo", "-p", "{{ text }}")
+    more = [word for name, most in params.items() for word in ("--set", f"request.params.{name}={most}")]
+    for on_length in ("keep", "fail"):
+        told = pipeline("try", *words, *more, "-o", f"{on_length}.jsonl", "--set", f"request.on_length={on_length}")
+        assert told.code == 0, told.err
+        assert hint in told.err if hint else "cut off" not in told.err

@@ -94,7 +94,7 @@ def try_command(rows: int, sample: bool, **given: Any) -> int:
       pipeline try jobs/label_tickets.toml -n 3 --sample
       pipeline try jobs/label_tickets.toml -n 1 --set request.params.temperature=0.7
     """
-    from pipeline.trial import shown_rows
+    from pipeline.trial import cut_off, shown_rows
     from pipeline.wishes import Wishes
 
     job = job_of(given)
@@ -112,6 +112,8 @@ def try_command(rows: int, sample: bool, **given: Any) -> int:
     else:
         for row in shown:
             print_text(row.text)
+        if (hint := cut_off(shown, job.request.params)) is not None:
+            tell(hint)
     if summary.exit_code in (0, 3) or (summary.exit_code == 75 and summary.sent):
         return 0
     tell(summary.reason)
