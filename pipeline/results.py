@@ -14,7 +14,8 @@ from typing import Any, get_args
 import orjson
 
 from pipeline.errors import UsageError
-from pipeline.job import FORMAT_OF_ENDING, Job, OutputFormat
+from pipeline.job import Job
+from pipeline.job.format import OutputFormat, format_of_ending
 from pipeline.journal import Journal, Projection, reader, sentences
 from pipeline.sink import Layout, Plan, Selection, Stretch, files_of, write_meta, write_results
 from pipeline.source import arrow_schema
@@ -90,11 +91,13 @@ def plan_of(
 
 def format_of(path: Path, asked: str | None) -> OutputFormat:
     """The format asked for, else the one the ending names."""
-    named = asked or FORMAT_OF_ENDING.get(path.suffix.lower())
     for known in get_args(OutputFormat):
-        if known == named:
+        if known == asked:
             return known  # type: ignore[no-any-return] # get_args of a Literal
-    raise UsageError(f"the ending of {path.name!r} names no format; use {', '.join(FORMAT_OF_ENDING)} or --format")
+    try:
+        return format_of_ending(path)
+    except ValueError as exc:
+        raise UsageError(f"{exc} or --format") from None
 
 
 def without_input(journal: Journal) -> Iterator[Stretch]:

@@ -38,7 +38,7 @@ SEND = "--base-url {url} -m sim/echo"
 JQ = "each line must hold one whole JSON object (jq -c . writes them so)"
 AGAIN = "copy, download or write it again"
 KNOWN = ".jsonl, .ndjson, .csv, .tsv (each also with .gz or .zst), .parquet, .pq"
-ENDINGS = ".parquet, .pq, .jsonl, .ndjson, .csv"
+ENDINGS = ".parquet, .pq, .jsonl, .ndjson, .csv, .jsonl.gz, .ndjson.gz, .csv.gz"
 KEYS = ", ".join(sorted(set(Job.model_fields) - {"source"}))
 NO_SECRETS = (
     "a job holds no secrets: put the key into an environment variable and name that with gateway.api_key_env, or into a "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -47,6 +48,7 @@ from pipeline.export import export_folder
 from pipeline.records import Outcome, Request
 from pipeline.results import export
 from pipeline.sink import TYPES, AtomicFile
+from pipeline.verify import verify
 
 RESULTS = ["llm_" + name for name in TYPES]
 
@@ -476,3 +478,41 @@ def test_a_changed_prompt_taken_back_brings_the_first_answers_back(bench: Bench)
     assert bench.results()[0]["content"] != first[0]["content"]
     assert bench.run()[1] == 0
     assert bench.results() == first
+
+
+@pytest.mark.parametrize("ending", ["jsonl.gz", "csv.gz"])
+def test_results_whose_name_ends_in_gz_are_compressed_and_proved(bench: Bench, ending: str) -> None:
+    bench.write([{"id": f"r{n}", "text": f"x{n}" * 50} for n in range(50)])
+    output = bench.folder / f"out.{ending}"
+    summary, _ = bench.run(output__path=str(output))
+    assert summary.results == str(output)
+    folder = Path(summary.run_folder)
+    plain = bench.folder / f"plain.{ending[:-3]}"
+    assert again(folder, plain) == (50, 0)
+    packed = output.read_bytes()
+    assert gzip.decompress(packed) == plain.read_bytes()
+    assert len(packed) < plain.stat().st_size / 2
+    second = bench.folder / f"second.{ending}"
+    again(folder, second)
+    assert second.read_bytes() == packed, "no time and no name is in it"
+    assert verify(folder).exit_code == 0
+    lines = plain.read_bytes().splitlines(keepends=True)
+    half, tail = len(packed) // 2, len(packed) - 6
+    damage = {
+        "ends after 49 rows": gzip.compress(b"".join(lines[:-1])),
+        "is damaged": packed[:half],
+        "cannot be compared": packed[:tail] + bytes([packed[tail] ^ 1]) + packed[tail + 1 :],
+        "Not a gzipped file": plain.read_bytes(),
+    }
+    for words, found in damage.items():
+        output.write_bytes(found)
+        report = verify(folder)
+        assert (report.exit_code, words in str(report.findings[0])) == (6, True), report.findings
+
+
+def test_a_pair_of_batch_files_may_be_compressed(bench: Bench) -> None:
+    bench.write([{"id": "good", "text": "x"}, {"id": "bad", "text": None}])
+    summary, _ = bench.run(output__path=str(bench.folder / "out.jsonl.gz"), output__format="batch")
+    pair = [bench.folder / name for name in ("out.jsonl.gz", "out.error.jsonl.gz")]
+    assert [orjson.loads(gzip.decompress(path.read_bytes()))["custom_id"] for path in pair] == ["good", "bad"]
+    assert verify(Path(summary.run_folder)).exit_code == 0

@@ -200,7 +200,13 @@ def status_command(target: str, as_json: bool, watch: bool) -> int:
 
 @cli.command("export")
 @click.argument("target")
-@click.option("-o", "--output", required=True, type=click.Path(), help="File to write: .parquet, .jsonl or .csv.")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(),
+    help="File to write: .parquet, .jsonl or .csv, the last two also with .gz.",
+)
 @click.option(
     "--format",
     "output_format",

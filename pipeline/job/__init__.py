@@ -25,6 +25,7 @@ from pydantic import (
 
 from pipeline.errors import JobError
 from pipeline.hours import Deadline, Hours, Window
+from pipeline.job.format import OutputFormat, format_of_ending
 from pipeline.job.key import key_from_file, key_from_variable
 from pipeline.job.layers import anchor, checked, lay, merge, read_toml
 from pipeline.job.request import RequestSettings
@@ -32,14 +33,6 @@ from pipeline.job.table import FilePath, Seconds, Table, Text
 from pipeline.job.words import problems
 from pipeline.presets import DEFAULT_KEY_VARIABLE, PRESETS, Preset
 
-OutputFormat = Literal["parquet", "jsonl", "csv", "batch"]
-FORMAT_OF_ENDING: dict[str, OutputFormat] = {
-    ".parquet": "parquet",
-    ".pq": "parquet",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".csv": "csv",
-}
 _ENDPOINT = re.compile(r"/(chat/completions|completions|embeddings|responses)/*$")
 
 
@@ -217,11 +210,12 @@ class Job(Table):
             _check_ip_version(self.gateway.base_url, self.gateway.ip_version)
         if self.run_dir == self.output.path:
             raise ValueError(f"run_dir: {self.run_dir} is the output itself; the run folder needs a name of its own")
-        if self.output.format is None and self.output.path.suffix.lower() not in FORMAT_OF_ENDING:
+        try:
+            _ = self.output_format
+        except ValueError as exc:
             raise ValueError(
-                f"output.path: the ending of {self.output.path.name!r} names no format; use "
-                f"{', '.join(FORMAT_OF_ENDING)}, or set output.format to one of {', '.join(get_args(OutputFormat))}"
-            )
+                f"output.path: {exc}, or set output.format to one of {', '.join(get_args(OutputFormat))}"
+            ) from None
         return self
 
     @classmethod
@@ -291,7 +285,7 @@ class Job(Table):
     @property
     def output_format(self) -> OutputFormat:
         """The results file's format."""
-        return self.output.format or FORMAT_OF_ENDING[self.output.path.suffix.lower()]
+        return self.output.format or format_of_ending(self.output.path)
 
     @property
     def run_folder(self) -> Path:

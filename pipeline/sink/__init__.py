@@ -14,6 +14,7 @@ import orjson
 from pipeline.journal.reader import Projection
 from pipeline.sink.atomic import AtomicFile
 from pipeline.sink.columns import TYPES, Layout, layout, matching, values
+from pipeline.sink.packed import packing
 from pipeline.sink.project import Plan, Selection, Stretch, batches, texts
 from pipeline.sink.proof import META, error_file, files_of, unlike
 from pipeline.sink.vectors import numbers as vector_numbers
@@ -33,8 +34,9 @@ def write_results(projection: Projection, plan: Plan) -> int:
         file = stack.enter_context(AtomicFile(plan.path))
         if plan.format == "parquet":
             return _write_parquet(projection, plan, file)
-        errors = stack.enter_context(AtomicFile(error_file(plan.path))).stream if plan.format == "batch" else None
-        return sum(texts(projection, plan, file.stream, errors))
+        errors = stack.enter_context(AtomicFile(error_file(plan.path))) if plan.format == "batch" else None
+        streams = [stack.enter_context(packing(plan.path, one.stream)) for one in (file, errors) if one is not None]
+        return sum(texts(projection, plan, *streams))
 
 
 def _write_parquet(projection: Projection, plan: Plan, file: AtomicFile) -> int:

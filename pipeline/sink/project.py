@@ -49,7 +49,7 @@ class Plan:
     metadata: dict[str, Any]
 
 
-def texts(projection: Projection, plan: Plan, output: IO[bytes], errors: IO[bytes] | None) -> Iterator[int]:
+def texts(projection: Projection, plan: Plan, output: IO[bytes], errors: IO[bytes] | None = None) -> Iterator[int]:
     """Write a text format, a stretch at a time; yields the rows of each when all of its bytes have been handed over.
 
     ``errors`` is the other file of the pair that ``batch`` is.

@@ -16,6 +16,7 @@ from pipeline.journal.reader import Projection
 from pipeline.jsonio import loads
 from pipeline.plural import plural
 from pipeline.sink.columns import TYPES
+from pipeline.sink.packed import is_packed, unpacking
 from pipeline.sink.project import Plan, batches, texts
 
 META = ".meta.json"
@@ -26,8 +27,10 @@ _UNQUOTED = frozenset({"content", "embedding", "error_message"})
 
 def error_file(path: Path) -> Path:
     """Where the failed rows of a ``batch`` output go: ``error.jsonl`` beside ``output.jsonl``, else ``<stem>.error.jsonl``."""
-    name = "error" if path.stem == "output" else f"{path.stem}.error"
-    return path.with_name(name + (path.suffix or ".jsonl"))
+    ending = "".join(path.suffixes[-2:] if is_packed(path) else path.suffixes[-1:])
+    stem = path.name.removesuffix(ending)
+    name = "error" if stem == "output" else f"{stem}.error"
+    return path.with_name(name + (ending or ".jsonl"))
 
 
 def files_of(path: Path, output_format: str) -> list[Path]:
@@ -47,7 +50,7 @@ def unlike(projection: Projection, plan: Plan) -> tuple[int, list[str]]:
     with ExitStack() as stack:
         names = [*plan.layout.kept, *plan.layout.results] if plan.format == "csv" else None
         *paths, _ = files_of(plan.path, plan.format)
-        sides = [Beside(path, stack.enter_context(path.open("rb")), names, quoted) for path in paths]
+        sides = [Beside(path, stack.enter_context(unpacking(path)), names, quoted) for path in paths]
         count = 0
         for rows in texts(projection, plan, sides[0].again, sides[1].again if len(sides) > 1 else None):
             count += rows
