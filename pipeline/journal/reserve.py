@@ -43,8 +43,11 @@ class Reserve:
         """Bytes that are held now."""
         return self._held
 
-    def hold(self, wanted: int) -> None:
-        """Hold at least so many bytes; more than before, never less. Raises ``IncompleteError`` when they are not there."""
+    def hold(self, wanted: int, *, needed: float | None = None) -> None:
+        """Hold at least so many bytes; more than before, never less. Raises ``IncompleteError`` when they are not there.
+
+        ``needed``: about how many bytes the whole run takes, for whoever has to make room.
+        """
         if wanted <= self._held:
             return
         try:
@@ -57,7 +60,7 @@ class Reserve:
             if exc.errno == errno.EFBIG:  # a bound on each file: no file can hold room for another
                 return
             what = "the reserve for answers in flight"
-            raise IncompleteError(cannot_write(self.path, exc, what=what, needed=wanted)) from exc
+            raise IncompleteError(cannot_write(self.path, exc, what=what, needed=needed or wanted)) from exc
         self._held = wanted
 
     def try_to_hold(self, wanted: int) -> None:

@@ -17,6 +17,7 @@ from pipeline.flow import allowance_of
 from pipeline.guards import buys_again
 from pipeline.job import Job
 from pipeline.journal import Counts, history, reader
+from pipeline.journal.room import LOG_BYTES, REPLY_BYTES, ROW_BYTES, results_bytes
 from pipeline.jsonio import loads
 from pipeline.plan.finish import Finish, finish_of, needed
 from pipeline.plan.forecast import NOTHING, Span
@@ -28,8 +29,6 @@ from pipeline.records import EMBEDDINGS, KeyInfo
 from pipeline.signals import Signals
 from pipeline.workspace import Workspace, make_folder, opened
 
-REPLY_BYTES = 1_200  # as kept, where none is there to weigh
-ROW_BYTES = 400  # of a row in the journal besides its reply
 __all__ = ["Body", "Finish", "Plan", "Span", "plan"]
 
 
@@ -205,8 +204,9 @@ class _Reckoning:
         if reply is None:
             reply = REPLY_BYTES + 4 * (completion.high or 0.0) / max(pending, 1)
         source = sum(file.path.stat().st_size for file in self._space.files)
-        needed = pending * (reply + ROW_BYTES) + self._counts.rows * (reply + ROW_BYTES) / 2 + source
-        return int(needed), shutil.disk_usage(self._space.folder).free
+        row = reply + ROW_BYTES
+        room = pending * row + LOG_BYTES + results_bytes(self._counts.rows, row, source)
+        return int(room), shutil.disk_usage(self._space.folder).free
 
     # findings
 
