@@ -51,8 +51,11 @@ def _problem(item: Any, job: type[BaseModel]) -> str:
         message = item["msg"].removeprefix("Value error, ")
         return f"{key}: {message}" if key else message
     expected = _EXPECTED.get(item["type"])
-    words = item["msg"][:1].lower() + item["msg"][1:] if expected is None else "expected " + expected
-    return f"{key}: {words.format(**item.get('ctx', {}))}{_not(item['loc'], item['input'])}"
+    if expected is None:  # its own words may have braces in them: they are no format
+        words = item["msg"][:1].lower() + item["msg"][1:]
+    else:
+        words = f"expected {expected.format(**item.get('ctx', {}))}"
+    return f"{key}: {words}{_not(item['loc'], item['input'])}" if key else words
 
 
 def _not(loc: Sequence[Any], found: Any) -> str:
