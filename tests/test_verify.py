@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import random
 import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
@@ -587,3 +589,55 @@ def test_a_report_is_what_json_tells(pipeline: Pipeline, originals: dict[str, Pa
     assert found.keys() == {"rows", "pending", "checked", "findings", "unfinished"}
     assert isinstance(verify(originals["parquet"] / "out.parquet.run"), Report)
     assert read_jsonl(originals["jsonl"] / "out.jsonl")[0]["status"] == "succeeded"
+
+
+# ---------------------------------------------------------------- rot: a bit here or there
+
+
+_SHOWN = "no, custom_id, fingerprint, status, error_code, prompt_tokens, completion_tokens, round(cost, 9), cost_unit, sent, lost, run"
+
+
+def kept_in(journal: Path) -> object:
+    """What a journal has promised to keep. The results, where they have columns for it, tell of the rest of an outcome."""
+    with closing(sqlite3.connect(f"file:{journal}?mode=ro", uri=True)) as db:
+        db.text_factory = bytes
+        kept: dict[str, list[Any]] = {
+            table: db.execute(f"SELECT * FROM {table}").fetchall() for table in ("input", "attempt", "outage")
+        }
+        kept["outcome"] = db.execute(f"SELECT {_SHOWN} FROM outcome").fetchall()
+        kept["run"] = db.execute("SELECT run, ended_at IS NULL FROM run").fetchall()
+        kept["file"] = db.execute("SELECT file, path, place, rows, columns FROM file").fetchall()
+        kept["reply"] = db.execute("SELECT no, body, form FROM reply").fetchall()
+        kept["meta"] = db.execute("SELECT * FROM meta WHERE key IN ('input', 'output')").fetchall()
+    return kept
+
+
+def results_in(path: Path) -> object:
+    return pq.read_table(path) if path.suffix == ".parquet" else path.read_bytes()
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_one_flipped_bit_is_found_where_it_matters(ended: Callable[[str], Folder], form: str) -> None:
+    """In what is promised. Free room in the journal's pages and in the in-flight table, the log and the words of the sheets
+    may rot unseen; nothing may end in a traceback."""
+    folder, chance = ended(form), random.Random(form)
+    results = [folder.output, *([folder.path / "out.error.jsonl"] if form == "batch" else [])]
+    files = [folder.input, *results, *(path for path in folder.run.iterdir() if path.stat().st_size)]
+    files += [folder.path / f"{folder.output.name}.meta.json", *[folder.journal] * 8]
+    tally = Counter[tuple[str, bool]]()
+    for _ in range(160):
+        path = chance.choice(files)
+        data = path.read_bytes()
+        at = chance.choice([place for place, byte in enumerate(data) if byte])
+        before = kept_in(folder.journal), [results_in(one) for one in results]
+        path.write_bytes(data[:at] + bytes([data[at] ^ 1 << chance.randrange(8)]) + data[at + 1 :])
+        code, text = folder.verify()
+        tally[path.name, bool(code)] += 1
+        if not code:
+            assert path != folder.input, (at, text)
+            after = kept_in(folder.journal), [results_in(one) for one in results]
+            assert after == before, (path.name, at)
+        path.write_bytes(data)
+    print(dict(tally))
+    assert folder.verify()[0] == 0
+    assert sum(count for (_, found), count in tally.items() if found) > 80

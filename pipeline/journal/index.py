@@ -322,7 +322,10 @@ class Index:
         """Names of all columns that any row has, in the order they first appear."""
         names: dict[str, None] = {}
         for (columns,) in self._db.execute("SELECT columns FROM file ORDER BY place"):
-            names.update(dict.fromkeys(json.loads(columns)))
+            try:
+                names.update(dict.fromkeys(json.loads(columns)))
+            except ValueError as exc:  # said like all that SQLite finds damaged
+                raise sqlite3.DatabaseError("the names of a file's columns are no JSON") from exc
         return list(names)
 
     def rows(self) -> int:

@@ -61,6 +61,8 @@ def sentences(path: Path) -> Iterator[None]:
         yield
     except sqlite3.DatabaseError as exc:
         raise meaning(path, exc) from exc
+    except UnicodeDecodeError as exc:  # SQLite quotes what is damaged, and not all of that is text
+        raise meaning(path, sqlite3.DatabaseError("it holds text that is no UTF-8")) from exc
 
 
 def wants_room(exc: sqlite3.Error) -> bool:

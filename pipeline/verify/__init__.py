@@ -1,6 +1,12 @@
 """Proves on a run folder that its promises were kept. Read ``_prove`` top to bottom; no finding means that all holds.
 
 Nothing is changed, and memory does not grow with the input: everything is walked, nothing is gathered.
+
+A bit that rots is found in the input, in the answers, in the rows' outcomes and identities, and in the results. It is not found
+where it does not matter: in free room of the journal's pages and of the in-flight table, in ``run.log``, in words about a run (its
+host, how it ended), in what the next run writes anew (the job, marks of files), in texts and settings in ``status.json`` and
+``meta.json``. Of what only the journal has (times and models beside a ``batch`` output, which has no column for them) it is found
+only where it makes no sense.
 """
 
 from __future__ import annotations
@@ -14,11 +20,11 @@ from pipeline.plural import plural
 from pipeline.progress import shown_in
 from pipeline.verify.identity import not_one_outcome_a_row, unlike_the_index
 from pipeline.verify.money import impossible_amounts, unlike_the_totals
-from pipeline.verify.pages import unlike_a_journal, unsound_pages
+from pipeline.verify.pages import unlike_a_journal, unlike_its_kinds, unsound_pages
 from pipeline.verify.replies import untrue_replies
 from pipeline.verify.report import AGAIN, RESTORE, Finding, Proof, Report, told
 from pipeline.verify.results import results
-from pipeline.verify.runs import killed, unsound_runs
+from pipeline.verify.runs import impossible_times, killed, unsound_runs
 from pipeline.verify.shown import unlike_the_status
 from pipeline.workspace import Workspace, opened_for_reading
 
@@ -49,11 +55,13 @@ def verify(folder: Path, *, input_path: str | None = None) -> Report:
 
 def _prove(space: Workspace, proof: Proof) -> None:
     journal = space.journal
-    proof.rows = journal.index().rows()
     sound = proof.check("journal", unsound_pages(journal.db, proof), do=RESTORE)
     sound &= proof.check("schema", unlike_a_journal(journal.db), do=RESTORE)
+    sound = sound and proof.check("values", unlike_its_kinds(journal.db), do=RESTORE)
+    sound = sound and proof.check("times", impossible_times(journal.db), do=RESTORE)
     if not sound:
         return  # whatever else is read there proves nothing
+    proof.rows = journal.index().rows()
     as_indexed = proof.check("input", unlike_the_index(space, proof), do=_LOOK_AT_INPUT)
     proof.check("outcomes", not_one_outcome_a_row(journal.db), do=_SEND_AGAIN)
     proof.check("replies", untrue_replies(journal.db, space.dialect, proof), do=_SEND_AGAIN)

@@ -19,6 +19,28 @@ def unsound_pages(db: sqlite3.Connection, proof: Proof) -> Iterator[str]:
             yield f"the journal's file is damaged ({' '.join(str(text).split())[:200]})"
 
 
+_KINDS = {"INTEGER": "'integer'", "REAL": "'real', 'integer'", "TEXT": "'text'", "BLOB": "'blob'"}
+_FACTS = frozenset({"id_column", "input", "job", "linked", "output", "results", "spec"})
+_OF_THE_JOB = (  # what the journal says twice
+    "SELECT m.key, m.value FROM meta m JOIN meta j ON j.key = 'job' WHERE m.key IN ('input', 'output') "
+    "AND m.value <> json_extract(j.value, '$.' || m.key || '.path')"
+)
+
+
+def unlike_its_kinds(db: sqlite3.Connection) -> Iterator[str]:
+    """Values of another kind than their column's, and facts about the whole that nobody wrote."""
+    for name, columns in store.present_schema().items():
+        if name.startswith("table "):
+            odd = " OR ".join(f"typeof({column}) NOT IN ('null', {_KINDS[kind]})" for column, kind in columns)
+            if db.execute(f"SELECT EXISTS (SELECT 1 FROM {name.removeprefix('table ')} WHERE {odd})").fetchone()[0]:  # noqa: S608 - names of the schema
+                yield f"the {name} of the journal has a value of another kind than its column's"
+    for (key,) in db.execute("SELECT key FROM meta").fetchall():
+        if key not in _FACTS:
+            yield f"the journal says {key!r}, which is none of pipeline's words"
+    for key, value in db.execute(_OF_THE_JOB).fetchall():
+        yield f"the journal has {value!r} for its {key}, and its job another one"
+
+
 def unlike_a_journal(db: sqlite3.Connection) -> Iterator[str]:
     """Tables, columns and indexes that lack, or that do not belong there."""
     wanted, found = store.present_schema(), store.schema_of(db)

@@ -60,7 +60,7 @@ class Proof:
         try:
             for what in islice(found, MOST_OF_A_CHECK):
                 self.found(name, what, do=do)
-        except sqlite3.DatabaseError as exc:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as exc:
             self.found(name, f"the journal cannot be read ({exc})", do=RESTORE)
         except InputError as exc:
             self.found(name, str(exc), do=do)

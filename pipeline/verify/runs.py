@@ -76,11 +76,15 @@ _TIMES = (
 
 
 def unsound_runs(db: sqlite3.Connection, proof: Proof) -> Iterator[str]:
-    """Runs, tries and outages that do not fit together, or have times that cannot be."""
+    """Runs, tries and outages that do not fit together."""
     proof.counted("outages", int(db.execute("SELECT count(*) FROM outage").fetchone()[0]))
     for words, query in _DOUBTS:
         for found in db.execute(f"{query} LIMIT 2"):
             yield words.format(*found)
+
+
+def impossible_times(db: sqlite3.Connection) -> Iterator[str]:
+    """Of runs, outages, outcomes and tries: the times of the results are made of these."""
     latest = time.time() + DAY_S
     for words, query in _TIMES:
         name, start, end = query.removeprefix("SELECT ").split(" FROM ")[0].split(", ")
