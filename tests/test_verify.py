@@ -299,6 +299,14 @@ SAYS: list[tuple[str, str, Callable[[Folder], object], int, str]] = [
     ("a doubled id", "jsonl", sql("UPDATE input SET custom_id = 'r1' WHERE custom_id = 'r2'"), 6, "the id 'r1' stands 2 times in the index"),
     ("fingerprints of the index", "jsonl", sql(SWAP.format(table="input")), 6, "in.jsonl:2 is not the row that was indexed there"),
     ("a row of the index", "jsonl", sql("DELETE FROM input WHERE custom_id = 'r4'"), 6, "in.jsonl:5 is not in the index"),
+    # what a value or a fact can be
+    ("a flag of bytes", "jsonl", sql("UPDATE outcome SET usage_estimated = X'' WHERE custom_id = 'r1'"), 6, "the table outcome of the journal has a value of another kind"),
+    ("a number of text", "jsonl", sql("UPDATE input SET no = CAST('x' AS TEXT) WHERE custom_id = 'r1'"), 6, "the table input of the journal has a value of another kind"),
+    ("a time of no calendar", "csv", sql("UPDATE outcome SET completed_at = 9e99 WHERE custom_id = 'r1'"), 6, "the outcome of 'r1' has a time that cannot be"),
+    ("names of columns", "jsonl", sql("UPDATE file SET columns = '[}'"), 6, "the names of a file's columns are no JSON"),
+    ("another output", "jsonl", sql("UPDATE meta SET value = value || 'x' WHERE key = 'output'"), 6, "for its output, and its job another one"),
+    ("an unknown fact", "jsonl", sql("INSERT INTO meta VALUES ('liked', 'yes')"), 6, "the journal says 'liked', which is none of pipeline's words"),
+    ("a job that is no JSON", "jsonl", sql("UPDATE meta SET value = replace(value, ':', '}') WHERE key = 'job'"), 2, "journal.sqlite: invalid JSON: "),
     # one outcome a row
     ("fingerprints of outcomes", "jsonl", sql(SWAP.format(table="outcome")), 6, "the outcome of 'r1' is that of another row"),
     ("one outcome for two", "jsonl", sql("UPDATE input SET no = 2 WHERE custom_id = 'r2'"), 6, "the rows 'r1' and 'r2' share one outcome"),
