@@ -58,6 +58,8 @@ class Feed:
             columns: dict[str, None] = {}
             rows = self._index_rows(file, problems, columns, tick)
             index.replace_file(str(file.path), number, mark, rows, columns.keys())
+        if index.is_linked:
+            return index
         if self._id_column is not None and (twice := index.duplicates()):
             raise InputError(self._duplicate_ids(twice))
         index.link(id_column=self._id_column)

@@ -73,7 +73,7 @@ class Run:
                 index, counts = await self._find_out(space)
             space.journal.start_run()
             sent = await self._send(space, index, counts, status, key.get_secret_value() if key else None)
-            end = self._book(space, await self._ended(space, sent))
+            end = self._book(space, await self._ended(space, counts, sent))
             summary = self._summary(space, counts, sent, end)
             if end.folder == space.folder:  # where it is another, the status there is not this run's
                 self._show_end(status, summary)
@@ -159,10 +159,10 @@ class Run:
 
     # after
 
-    async def _ended(self, space: Workspace, sent: Sent) -> _End:
+    async def _ended(self, space: Workspace, counts: Counts, sent: Sent) -> _End:
         """See what is left, and write the results where nothing is."""
         space.journal.reserve.release()  # nothing is in flight any more; the last of it is for the last words
-        after = space.journal.index().counts(has_ids=space.id_column is not None)
+        after = space.journal.index().counts(has_ids=space.id_column is not None) if counts.pending else counts
         why, gone = sent.why, space.footing.gone()
         if after.pending == 0 and isinstance(why, IncompleteError) and self._signals.error is None:
             why = None  # what was in flight when the hours were over was the last
