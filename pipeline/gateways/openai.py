@@ -242,9 +242,10 @@ class OpenAI:
     def content(self, raw: bytes) -> str | None:
         """The answer's text in a body the journal kept; results are made from these."""
         body = loads(raw, exact=False)
-        if message_in(body) is None and text_in(body) is None:  # several vectors that one batch line asked for
-            return dumps(vectors_in(body)).decode()
-        return content_of(body)
+        content = content_of(body)
+        if content is None and message_in(body) is None and text_in(body) is None:
+            return dumps(vectors_in(body)).decode()  # several that one batch line asked for
+        return content
 
     def served_model(self, reply: Reply) -> str | None:
         """The model that answered, which need not be the one asked."""

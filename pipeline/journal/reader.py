@@ -9,7 +9,10 @@ from typing import NamedTuple
 
 
 class Projected(NamedTuple):
-    """One input row with its outcome (nulls where it has none) and the sums of its earlier attempts."""
+    """One input row with its outcome (nulls where it has none); attempts and cost have those of its earlier tries in them.
+
+    ``earlier_cost`` is what those took alone: where the cost of the last is unknown, that of the row is.
+    """
 
     line: int
     no: int
@@ -23,35 +26,37 @@ class Projected(NamedTuple):
     finish_reason: str | None
     prompt_tokens: int | None
     completion_tokens: int | None
+    total_tokens: int | None
     cached_tokens: int | None
     reasoning_tokens: int | None
     usage_estimated: int | None
     cost: float | None
     cost_unit: str | None
     cost_source: str | None
-    sent: int | None
-    lost: int | None
+    attempts: int
+    lost_attempts: int
     latency_s: float | None
     request_id: str | None
     completed_at: float | None
-    earlier_attempts: int | None
-    earlier_lost: int | None
     earlier_cost: float | None
     earlier_cost_unit: str | None
-    earlier_cost_source: str | None
     body: bytes | None
     form: str | None
 
 
-_PROJECTION = """
+# A failed row's last try may have cost nothing; those before it count all the same.
+_FROM_EARLIER = "o.cost IS NULL AND o.status = 'failed' AND s.cost IS NOT NULL"
+_PROJECTION = f"""
 SELECT i.line, i.no, i.custom_id, i.fingerprint, o.status, o.error_code, o.error_message, o.model, o.served_model,
-    o.finish_reason, o.prompt_tokens, o.completion_tokens, o.cached_tokens, o.reasoning_tokens, o.usage_estimated, o.cost,
-    o.cost_unit, o.cost_source, o.sent, o.lost, o.latency_s, o.request_id, o.completed_at, s.attempts, s.lost, s.cost, s.cost_unit,
-    s.cost_source, r.body, r.form
+    o.finish_reason, o.prompt_tokens, o.completion_tokens, o.prompt_tokens + o.completion_tokens, o.cached_tokens,
+    o.reasoning_tokens, o.usage_estimated, iif({_FROM_EARLIER}, s.cost, o.cost + ifnull(s.cost, 0.0)),
+    iif({_FROM_EARLIER}, s.cost_unit, o.cost_unit), iif({_FROM_EARLIER}, s.cost_source, o.cost_source),
+    ifnull(o.sent, 0) + ifnull(s.attempts, 0), ifnull(o.lost, 0) + ifnull(s.lost, 0), o.latency_s, o.request_id, o.completed_at,
+    s.cost, s.cost_unit, r.body, r.form
 FROM input i LEFT JOIN outcome o ON o.no = i.no LEFT JOIN reply r ON r.no = i.no
     LEFT JOIN temp.spent s ON s.fingerprint = i.fingerprint AND s.custom_id = i.custom_id
 WHERE i.file = (SELECT file FROM file WHERE path = ?) AND i.line BETWEEN ? AND ? ORDER BY i.line
-"""
+"""  # noqa: S608 - _FROM_EARLIER is a constant of this module
 _SPENT = (
     "DROP TABLE IF EXISTS temp.spent",
     "CREATE TEMP TABLE spent (fingerprint BLOB, custom_id TEXT, attempts INTEGER, lost INTEGER, cost REAL, "

@@ -48,8 +48,7 @@ class Columns:
 
     def batch(self, data: pa.RecordBatch, rows: Sequence[Projected]) -> pa.RecordBatch:
         """These rows; ``data`` has the kept columns, of the kept schema."""
-        cells = (values(row, self._read_content, self._read_vector) for row in rows)
-        columns = list(zip(*cells, strict=True)) or [()] * len(TYPES)
+        columns = values(rows, self._read_content, self._read_vector)
         arrays = [
             vectors.array_of(column, field.type) if pa.types.is_nested(field.type) else pa.array(column, field.type)
             for column, field in zip(columns, self._results, strict=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import IO, Any, Protocol
 
 import orjson
@@ -35,9 +35,9 @@ class JsonlWriter:
         """Append these rows."""
         kept, names = self._layout.kept, self._layout.results
         lines = []
-        for record, row in zip(data, rows, strict=True):
-            line = {name: record[name] for name in kept if name in record}
-            line.update(zip(names, values(row, self._read_content, self._read_vector), strict=True))
+        for record, cells in zip(data, _by_row(rows, self._read_content, self._read_vector), strict=True):
+            line = record if tuple(record) == kept else {name: record[name] for name in kept if name in record}
+            line.update(zip(names, cells, strict=True))
             lines.append(dumps(line))
         lines.append(b"")
         self._stream.write(b"\n".join(lines))
@@ -59,15 +59,19 @@ class CsvWriter:
     def write(self, data: Sequence[dict[str, Any]], rows: Sequence[Projected]) -> None:
         """Append these rows."""
         kept = self._layout.kept
+        found = zip(data, _by_row(rows, self._read_content, text_of), strict=True)
         self._csv.writerows(
-            [*(_cell(record.get(name)) for name in kept), *map(_cell, values(row, self._read_content, text_of))]
-            for record, row in zip(data, rows, strict=True)
+            [*(_cell(record.get(name)) for name in kept), *map(_cell, cells)] for record, cells in found
         )
         self._text.flush()  # whoever compares wants the stretch whole
 
     def close(self) -> None:
         """Hand the last characters to the file."""
         self._text.detach()
+
+
+def _by_row(rows: Sequence[Projected], read_content: ReadContent, read_vector: ReadVector) -> Iterator[tuple[Any, ...]]:
+    return zip(*values(rows, read_content, read_vector), strict=True)
 
 
 def _cell(value: Any) -> Any:

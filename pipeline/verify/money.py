@@ -6,16 +6,13 @@ import math
 import sqlite3
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import Any
 
 from pipeline.journal import Journal, Projection, Totals
-from pipeline.journal.reader import Projected
 from pipeline.results import without_input
 from pipeline.sink import TYPES, values
 from pipeline.verify.report import Proof
 
 CENT = 1e-9
-_COLUMNS = {name: at for at, name in enumerate(TYPES)}
 _BOTH = (
     (
         "has a cost that is no amount of money",
@@ -69,13 +66,16 @@ def unlike_the_totals(journal: Journal, totals: Totals) -> Iterator[str]:
     sums = dict.fromkeys(("attempts", "lost_attempts", "prompt_tokens", "completion_tokens"), 0)
     projection = Projection(journal.db)
     for stretch in without_input(journal):
-        for row in projection.stretch(stretch.path, stretch.first, stretch.last):
-            if row.status is None:
-                continue
-            cells = values(row, _nothing, _nothing)
-            for name in sums:
-                sums[name] += cells[_COLUMNS[name]] or 0
-            _add(costs, row, cells)
+        projected = projection.stretch(stretch.path, stretch.first, stretch.last)
+        rows = [row for row in projected if row.status is not None]
+        columns = dict(zip(TYPES, values(rows, _nothing, _nothing), strict=True))
+        for name in sums:
+            sums[name] += sum(filter(None, columns[name]))
+        for row, cost, unit in zip(rows, columns["cost"], columns["cost_unit"], strict=True):
+            if cost is not None:
+                costs[unit].append(cost)
+            elif row.earlier_cost is not None:  # in no column: that of the last try is unknown, and so the row's
+                costs[row.earlier_cost_unit or ""].append(row.earlier_cost)
     for unit, amount in journal.db.execute(
         "SELECT cost_unit, cost FROM attempt WHERE cost IS NOT NULL AND fingerprint = zeroblob(16)"
     ):
@@ -93,15 +93,6 @@ def unlike_the_totals(journal: Journal, totals: Totals) -> Iterator[str]:
         if found != getattr(totals, name):
             yield f"the rows have {found:,} {name} together, the totals say {getattr(totals, name):,}"
     yield from unlike_amounts({unit: math.fsum(amounts) for unit, amounts in costs.items()}, totals.cost, "the rows")
-
-
-def _add(costs: defaultdict[str, list[float]], row: Projected, cells: tuple[Any, ...]) -> None:
-    """What the row's cost column says; or what its earlier tries cost, where that of the last is unknown."""
-    cost, unit = cells[_COLUMNS["cost"]], cells[_COLUMNS["cost_unit"]]
-    if cost is not None:
-        costs[unit].append(cost)
-    elif row.earlier_cost is not None:
-        costs[row.earlier_cost_unit or ""].append(row.earlier_cost)
 
 
 def _nothing(_: bytes) -> None:
