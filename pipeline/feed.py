@@ -78,8 +78,7 @@ class Feed:
                     if len(columns) > MOST_COLUMNS:
                         raise InputError(f"{place(file, line)}: {TOO_MANY}")
                 try:
-                    row = self._row(line, data)
-                    yield line, row.custom_id, self._fingerprint(row, folder)
+                    yield line, *self.identity(folder, data)
                 except InputError as exc:
                     problems.append(InputError(f"{place(file, line)}: {exc}"))
                 self._read += 1
@@ -89,21 +88,10 @@ class Feed:
         if problems:
             raise bad_lines(problems)
 
-    def identity(self, file: InputFile, line: int, data: dict[str, Any]) -> tuple[str | None, bytes]:
-        """Id and fingerprint of one row as the index pass makes them. Raises ``InputError`` where the id is none."""
-        row = self._row(line, data)
-        return row.custom_id, self._fingerprint(row, file.path.parent)
-
-    def _fingerprint(self, row: Row, folder: Path) -> bytes:
-        try:
-            return self._template.compose(row, folder, whole=False).fingerprint
-        except RowError as error:
-            return self._template.fingerprint_of_error(row, error)
-
-    def _row(self, line: int, data: dict[str, Any]) -> Row:
-        if self._id_column is None:
-            return Row(custom_id=None, index=line, data=data)
-        return Row(custom_id=_id_of(data, self._id_column), index=line, data=data)
+    def identity(self, folder: Path, data: dict[str, Any]) -> tuple[str | None, bytes]:
+        """Id and fingerprint of one row of a file in ``folder``. Raises ``InputError`` for a bad line, or an id that is none."""
+        custom_id = None if self._id_column is None else _id_of(data, self._id_column)
+        return custom_id, self._template.fingerprint(data, folder)
 
     def _duplicate_ids(self, twice: list[Any]) -> str:
         by_path = {str(file.path): file for file in self._files}
@@ -159,7 +147,7 @@ class Feed:
             try:
                 composed: Composed | None = self._template.compose(row, folder)
             except RowError as error:
-                if self._template.fingerprint_of_error(row, error) == fingerprint:
+                if self._template.fingerprint_of_error(data, error) == fingerprint:
                     items.append(_failed(row, number, fingerprint, error))
                     continue
                 composed = None

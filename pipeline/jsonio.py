@@ -35,14 +35,27 @@ def loads(data: bytes, *, exact: bool = True) -> Any:
 
     Unless ``exact``, an integer of over 64 bits may come as a float: half the time, for replies, whose counts are no such.
     """
-    if exact:
-        zeros = data.translate(_DIGITS)
-        if (zeros.find(_LONG) >= 0 or zeros.find(_LONG_NEGATIVE) >= 0) and _LONG_INTEGER.search(data):
-            return _loads_slowly(data)
+    if exact and _has_long_integer(data):
+        return _loads_slowly(data)
     try:
         return orjson.loads(data)
     except orjson.JSONDecodeError:
         return _loads_slowly(data)
+
+
+def all_loaded(lines: list[bytes]) -> list[Any] | None:
+    """The value of each of these JSON texts; None where ``loads`` must see to one of them by itself."""
+    if _has_long_integer(b"\n".join(lines)):
+        return None
+    try:
+        return list(map(orjson.loads, lines))
+    except orjson.JSONDecodeError:
+        return None
+
+
+def _has_long_integer(data: bytes) -> bool:
+    zeros = data.translate(_DIGITS)
+    return (zeros.find(_LONG) >= 0 or zeros.find(_LONG_NEGATIVE) >= 0) and _LONG_INTEGER.search(data) is not None
 
 
 def dumps(value: Any, *, sort_keys: bool = False) -> bytes:

@@ -209,7 +209,7 @@ def read(path: Path) -> tuple[int, list[str]]:
                 try:
                     assert len(templates[key].compose(row).fingerprint) == 16
                 except RowError as error:
-                    assert len(templates[key].fingerprint_of_error(row, error)) == 16
+                    assert len(templates[key].fingerprint_of_error(row.data, error)) == 16
     return rows, [str(problem) for problem in said]
 
 

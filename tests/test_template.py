@@ -163,7 +163,7 @@ def test_the_identity_of_a_row_that_is_no_request_is_its_data_and_its_error() ->
     made = template()
 
     def identity(data: dict[str, Any], code: str = "null_field") -> bytes:
-        return made.fingerprint_of_error(Row(custom_id=None, index=1, data=data), RowError(code, "m"))
+        return made.fingerprint_of_error(data, RowError(code, "m"))
 
     assert identity({"x": None, "y": b"\xff"}) == identity({"y": b"\xff", "x": None})
     assert len({identity({"x": None}), identity({"x": None, "y": 1}), identity({"x": None}, "other")}) == 3
@@ -518,6 +518,24 @@ def test_big_integers_and_deep_values_keep_the_order_of_keys(value: Any) -> None
     plain = composed({"prompt": "p", "params": {"a": value}}, None).body
     big = composed({"prompt": "p", "params": {"a": value, "z": 2**70}}, None).body
     assert big == plain[:-1] + b',"z":1180591620717411303424}'
+
+
+@settings(deadline=None)
+@given(
+    pieces=st.lists(st.sampled_from(["{{ a }}", "{{ b }}", "{{ self }}", "%", "%s", "%%", "\n"]) | TEXT, max_size=6),
+    data=st.fixed_dictionaries(dict.fromkeys(("a", "b", "self"), SCALARS | TEXT)),
+)
+def test_a_template_that_only_names_columns_writes_what_any_other_does(pieces: list[str], data: dict[str, Any]) -> None:
+    prompt = " ".join([*pieces, "{{ a }}"])
+    assume(not any(sign in prompt.replace("{{ ", "").replace(" }}", "") for sign in ("{{", "{%", "{#")))
+
+    def written(prompt: str) -> Any:
+        try:
+            return text(data, prompt)
+        except RowError as error:
+            return error.code, error.message
+
+    assert written(prompt) == written(f"{{% if true %}}{prompt}{{% endif %}}")
 
 
 def test_what_composing_a_row_costs(capsys: pytest.CaptureFixture[str]) -> None:

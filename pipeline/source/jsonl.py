@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import InputError
-from pipeline.jsonio import loads
+from pipeline.jsonio import all_loaded, loads
 from pipeline.source.file import InputFile, OnError, place, refuse, shown
 from pipeline.source.lines import blocks
 
@@ -35,6 +35,9 @@ class LineChunk:
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         """Line number and object; blank lines are passed over."""
         indices = range(self.first, self.last + 1)
+        if wanted is None and (found := _all_objects(self.lines)) is not None:
+            yield from zip(indices, found, strict=True)
+            return
         for index in indices if wanted is None else [index for index in sorted(wanted) if index in indices]:
             line = self.lines[index - self.first]
             try:
@@ -57,6 +60,12 @@ def chunks(file: InputFile, *, size: int, start: int, max_line_bytes: int) -> It
                 if chunk.lines:
                     yield chunk
             first += len(lines)
+
+
+def _all_objects(lines: list[bytes]) -> list[dict[str, Any]] | None:
+    """What all of the lines hold, in half the time; None where one of them needs a closer look."""
+    found = all_loaded(lines)
+    return found if found is not None and set(map(type, found)) == {dict} else None
 
 
 def _object(line: bytes) -> dict[str, Any]:

@@ -73,7 +73,8 @@ class Template:
         self._embeds = endpoint == "embeddings"
         self._endpoints = endpoints
         self._family = family
-        self._salt = family.encode() + b"\0"
+        self._salt = family.encode()
+        self._begun: dict[str, Any] = {}  # digests of what the requests of an endpoint begin with
         self._model = model
         self._params = params
         self._replace_model = replace_model
@@ -117,7 +118,7 @@ class Template:
         enough for the fingerprint, and for people.
         """
         if self.images is not None:
-            return self._with_images(self.images, row, folder or Path(), whole)
+            return self._with_images(self.images, row.data, folder or Path(), whole=whole)
         endpoint, body = self._compose(row.data)
         canonical = dumps(body, sort_keys=True)
         return Composed(
@@ -127,9 +128,9 @@ class Template:
             fingerprint=self._fingerprint(endpoint, canonical),
         )
 
-    def _with_images(self, images: Images, row: Row, folder: Path, whole: bool) -> Composed:
-        found = images.of(row.data, folder, whole=whole)
-        endpoint, body = self._compose(row.data)
+    def _with_images(self, images: Images, data: dict[str, Any], folder: Path, *, whole: bool) -> Composed:
+        found = images.of(data, folder, whole=whole)
+        endpoint, body = self._compose(data)
         canonical = dumps(_showing([image.identity for image in found], body), sort_keys=True)
         sent = dumps(_showing([image.url for image in found], body), sort_keys=True) if whole else canonical
         return Composed(
@@ -141,16 +142,26 @@ class Template:
             image_bytes=len(sent) - len(canonical),
         )
 
-    def fingerprint_of_error(self, row: Row, error: RowError) -> bytes:
+    def fingerprint(self, data: dict[str, Any], folder: Path) -> bytes:
+        """That of the request which ``compose`` would make of a row, or of its error. Raises ``InputError`` for a bad line."""
+        try:
+            if self.images is not None:
+                return self._with_images(self.images, data, folder, whole=False).fingerprint
+            endpoint, body = self._compose(data)
+        except RowError as error:
+            return self.fingerprint_of_error(data, error)
+        return self._fingerprint(endpoint, dumps(body, sort_keys=True))
+
+    def fingerprint_of_error(self, data: dict[str, Any], error: RowError) -> bytes:
         """The identity of a row that cannot become a request: the same row with the same error has the same one."""
-        return self._fingerprint("error " + error.code, dumps([error.message, row.data], sort_keys=True))
+        return self._fingerprint("error " + error.code, dumps([error.message, data], sort_keys=True))
 
     def _fingerprint(self, endpoint: str, canonical: bytes) -> bytes:
-        digest = hashlib.blake2b(self._salt, digest_size=16)
-        digest.update(endpoint.encode())
-        digest.update(b"\0")
+        if endpoint not in self._begun:
+            self._begun[endpoint] = hashlib.blake2b(b"%b\0%b\0" % (self._salt, endpoint.encode()), digest_size=16)
+        digest = self._begun[endpoint].copy()
         digest.update(canonical)
-        return digest.digest()
+        return bytes(digest.digest())
 
     def _from_text(self, data: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         return EMBEDDINGS, self._with_params(data, {"model": self._model, **self._params, "input": self._text(data)})

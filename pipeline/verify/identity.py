@@ -47,7 +47,7 @@ def _unlike_the_file(space: Workspace, file: InputFile, proof: Proof | None) -> 
             if known is None or known[0] > line:
                 yield f"{file.path}:{line} is not in the index"
                 continue
-            custom_id, fingerprint = space.feed.identity(file, line, data)
+            custom_id, fingerprint = space.feed.identity(file.path.parent, data)
             if known[2] != fingerprint or not _is_named(known[1], custom_id, fingerprint):
                 yield f"{file.path}:{line} is not the row that was indexed there"
             known = indexed.fetchone()
