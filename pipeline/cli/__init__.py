@@ -292,9 +292,7 @@ def _run(job: Job, given: Mapping[str, Any], wishes: Wishes) -> Summary:
     from pipeline.display import display_for
     from pipeline.entry import run
 
-    # A row makes many objects that end with it, and no circles: to look for those every 700 objects costs time for nothing.
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 20)
+    gc.freeze()  # what was imported stays
     asks = sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty() and not given["quiet"]
     display = display_for(sys.stderr, quiet=given["quiet"])
     return run(
@@ -313,6 +311,8 @@ def main() -> None:
     from pipeline.secret import stay_out_of_core_dumps
 
     stay_out_of_core_dumps()
+    # A row makes many objects that end with it, and no circles: to look for those every 700 objects costs time for nothing.
+    gc.set_threshold(20_000, 20, 20)
     try:
         check_words(sys.argv[1:], os.environ)
         code = cli.main(standalone_mode=False)

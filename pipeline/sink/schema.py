@@ -96,6 +96,8 @@ def _as_text(name: str) -> pa.Field:
 
 
 def _type_of(column: list[Any]) -> pa.DataType | None:
+    if set(map(type, column)) == {str}:
+        return pa.string()  # what most columns are; the rest of this takes four times as long
     try:
         kind = pa.infer_type(column)
         if _members(kind) > MOST_MEMBERS:
