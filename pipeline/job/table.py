@@ -31,6 +31,6 @@ FilePath = Annotated[Path, BeforeValidator(_not_empty), Field(strict=False)]
 
 
 class Table(BaseModel):
-    """One table."""
+    """One table. How it is checked is worked out once, with the job that it is in, and not for each by itself as well."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
