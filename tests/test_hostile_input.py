@@ -125,7 +125,7 @@ ODD: dict[str, tuple[str, bytes, str]] = {
     "a quote in the middle": ("x.csv", b'text\n"a"b\n', "x.csv:2: text after a cell's closing quote"),
     "CR alone": ("x.csv", b"text,n\ra,1\rb,2\r", "x.csv:1: a carriage return inside the line"),
     "NUL": ("x.csv", b"text\na\0b\n", "x.csv:2: found a NUL byte"),
-    "ragged rows": ("x.csv", b"text,n\na\nb,1,2\n", "x.csv:2: found 1 cells, expected 2"),
+    "ragged rows": ("x.csv", b"text,n\na\nb,1,2\n", "x.csv:2: found 1 cell, expected 2"),
     "semicolons": ("x.csv", b"text;n\na;1\n", "x.csv:1: found one column, 'text;n'"),
     "not UTF-8": ("x.csv", b"text\n\xe9\n", "x.csv:2: byte 1 (0xe9) is not UTF-8"),
     "a column twice": ("x.csv", b"text,a,a\n1,2,3\n", "x.csv:1: column names must differ; more than once: a"),

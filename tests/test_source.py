@@ -333,7 +333,7 @@ COMMA = "a cell with a comma, a quote or a line break in it must be quoted"
         (b"", "bad.csv: empty; the first line must hold the column names"),
         (b"a,b,a,b\n", "bad.csv:1: column names must differ; more than once: a, b"),
         (b"\n,a\n", "bad.csv:2: column 1 has no name (pandas: to_csv(index=False))"),
-        (b"a,b\n1\n", f"bad.csv:2: found 1 cells, expected 2 as in the header; {COMMA}"),
+        (b"a,b\n1\n", f"bad.csv:2: found 1 cell, expected 2 as in the header; {COMMA}"),
         (b'a,b\n"1\n2",3,4\n', f"bad.csv:2: found 3 cells, expected 2 as in the header; {COMMA}"),
         (b"a\nx\0y\n", "bad.csv:2: found a NUL byte, expected text; save the file as UTF-8 text"),
         (b'a\n"x\n\xe9"\n', "bad.csv:3: byte 1 (0xe9) is not UTF-8; save the file as UTF-8"),
