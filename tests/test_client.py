@@ -187,11 +187,10 @@ def test_the_total_timeout_loses_the_attempt() -> None:
         await asyncio.sleep(3)
         return ANSWER
 
-    started = time.monotonic()
     reply, _ = exchange(hang, once, timeout_s=0.3)
     assert reply.failure is not None
     assert (reply.failure.code, reply.failure.sent) == ("timeout", True)
-    assert time.monotonic() - started < 2
+    assert reply.elapsed_s < 2
 
 
 def test_refused_and_unknown_hosts_were_never_sent() -> None:

@@ -70,7 +70,8 @@ PLACES = [
     ("open", "run.log", 1, True, DONE, None),
     ("write", "run.log", 1, True, DONE, None),
     ("write", "/journal.sqlite", 2, True, DONE, None),  # checkpoints only: the log beside it has all
-    ("truncate", "/lock", 2, False, DONE, None),
+    ("truncate", "/lock", 2, False, NOTHING_SENT, "lock"),  # its holder, and whose folder it is
+    ("truncate", "/lock", 3, False, DONE, None),
 ]
 SHORT = {0, 3, 6, 8, 10, 12, 14, 16, 17, 20, 22, 23, 25}
 

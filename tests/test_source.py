@@ -168,7 +168,7 @@ def test_surrogates_are_replaced_and_big_integers_kept() -> None:
         ),
         (b'{"a": "caf\xe9"}', f"bad.jsonl:1: byte 11 (0xe9) is not UTF-8; save the file as UTF-8; {JQ}"),
         (
-            b'{"a": ' + b"[" * 2000 + b"]" * 2000 + b"}",
+            b'{"a": ' + b"[" * 200_000 + b"]" * 200_000 + b"}",
             f"bad.jsonl:1: nested too deeply for JSON (about 1,000 levels); {JQ}",
         ),
         (b'\n [{"a": 1}]', "bad.jsonl: a JSON array, not JSON Lines; convert it with: jq -c '.[]'"),
