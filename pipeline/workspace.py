@@ -97,7 +97,7 @@ def make_folder(job: Job, *, say: Callable[[str], None] = lambda _: None) -> Non
         why = RunFolderError(f"cannot make the run folder {folder}: {exc.strerror}; give another with --run-dir")
         raise unwritable(folder, exc, what="the run folder", otherwise=why) from exc
     if is_new:
-        say(f"The output's folder {parent} was not there: it is made.")
+        say(f"The output's folder {parent} was not there: it {'is' if parent.exists() else 'will be'} made.")
 
 
 def _check_writable(output: Path) -> None:
