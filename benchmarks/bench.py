@@ -426,9 +426,8 @@ def main() -> int:
     parser.add_argument("--check", type=Path, help="compare the ratios with these results")
     given = parser.parse_args()
     started = time.monotonic()
-    os.environ.pop(
-        "PYTHONDONTWRITEBYTECODE", None
-    )  # with it each start compiles all of pipeline, which an installed one does not
+    # With it each start compiles all of pipeline, which an installed one does not.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(folder=Path(folder), rounds=given.rounds, small=given.small)
         for name in given.names or ALL:

@@ -20,11 +20,11 @@ from pipeline.gateways import dialect_of
 from pipeline.gateways.complaint import complaint_of
 from pipeline.job import Job
 from pipeline.journal import Journal, Lock, lost, sentences
+from pipeline.owner import job_of
 from pipeline.plural import plural
 from pipeline.preflight import LEDGER_LATE_S, connection_to, unpaid
 from pipeline.progress import money
 from pipeline.records import Billed, Reply
-from pipeline.workspace import job_of
 
 ASKED_AT_ONCE = 4
 AGAIN_S = 2.0

@@ -16,9 +16,8 @@ T = TypeVar("T")
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))
 def frozen(cls: type[T]) -> type[T]:
     """The decorator."""
-    made: Any = dataclass(frozen=True, slots=True, kw_only=True, init=False)(
-        cls
-    )  # to make its own would take time for nothing
+    # Without an ``__init__`` of its own, which would take time to make and be replaced.
+    made: Any = dataclass(frozen=True, slots=True, kw_only=True, init=False)(cls)
     made.__init__ = _initialiser(made)
     result: type[T] = made
     return result

@@ -15,6 +15,7 @@ from pipeline.guards import check_rebuying
 from pipeline.hours import Hours
 from pipeline.job import Job
 from pipeline.journal import Counts, Index, Recovered, Totals, reader
+from pipeline.owner import claim
 from pipeline.plural import plural
 from pipeline.progress import StatusFile
 from pipeline.records import Summary
@@ -23,7 +24,7 @@ from pipeline.selection import mark, told
 from pipeline.sending import Sending, Sent
 from pipeline.signals import Signals
 from pipeline.wishes import Wishes
-from pipeline.workspace import Workspace, claim, make_folder, opened
+from pipeline.workspace import Workspace, make_folder, opened
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -91,11 +91,12 @@ class Sending:
 
     async def all_pending(self, index: Index) -> Sent:
         """Send until all is done or something stops it, then see to the copies. Raises only for a defect of ours."""
-        journal, to_send = self._space.journal, self._counts.to_send
+        journal, wishes, to_send = self._space.journal, self._wishes, self._counts.to_send
         try:
             if to_send:
                 self._check_hours()
-                journal.room.hold(rows_at_once=self._job.rows_at_once, to_send=to_send)
+                most = to_send if wishes.most is None else min(wishes.most, to_send)
+                journal.room.hold(rows_at_once=self._job.rows_at_once, to_send=most, results=wishes.publish)
             journal.into_reserve(partial(journal.put, "results", "stale"))  # before anything is kept, of copies, too
         except PipelineError as exc:
             return Sent(why=exc)

@@ -18,7 +18,8 @@ from pipeline.footing import Footing
 from pipeline.gateways import OpenAI, dialect_of
 from pipeline.job import Job
 from pipeline.journal import FILE_NAME, Journal, Lock, sentences, whole
-from pipeline.moved import beside, is_elsewhere, taken_along
+from pipeline.moved import is_elsewhere, taken_along
+from pipeline.owner import check_owner, job_of
 from pipeline.progress import shown_in
 from pipeline.records import EMBEDDINGS
 from pipeline.sink import Layout, layout
@@ -97,7 +98,7 @@ def make_folder(job: Job, *, say: Callable[[str], None] = lambda _: None) -> Non
         why = RunFolderError(f"cannot make the run folder {folder}: {exc.strerror}; give another with --run-dir")
         raise unwritable(folder, exc, what="the run folder", otherwise=why) from exc
     if is_new:
-        say(f"The output's folder {parent} was not there: it is made.")
+        say(f"The output's folder {parent} was not there: it {'is' if parent.exists() else 'will be'} made.")
 
 
 def _check_writable(output: Path) -> None:
@@ -138,7 +139,7 @@ def opened(job: Job, *, slots: int, adopt: bool) -> Iterator[Workspace]:
                 whole.check_pages(journal.db, path)
             lock.is_whole()
             with sentences(path), closing(Footing(journal)) as footing:
-                _check_owner(journal, job, new=new, adopt=adopt)
+                check_owner(journal, job, new=new, adopt=adopt)
                 yield replace(_assemble(job, folder, journal, files), ground=footing)
 
 
@@ -173,20 +174,6 @@ def _read(folder: Path, shown: int) -> Journal:
     except NoJournalError:
         whole.check_kept(folder / FILE_NAME, shown, None)
         raise
-
-
-def job_of(journal: Journal) -> Job:
-    """The job as the last run of this journal had it. Raises ``RunFolderError`` for one that this version does not know."""
-    text = journal.get("job")
-    if text is None:
-        raise RunFolderError(f"{journal.path.parent} holds no run yet")
-    try:
-        return Job.again(text, journal.path)
-    except JobError as exc:
-        raise RunFolderError(
-            f"{exc}: the job of the last run is one of another version of pipeline; run the same command again, which writes "
-            "it anew, or look at it with that version"
-        ) from exc
 
 
 def _assemble(job: Job, folder: Path, journal: Journal, files: list[InputFile]) -> Workspace:
@@ -312,37 +299,3 @@ def _first_columns(files: list[InputFile]) -> list[str]:
     if not any(True for file in files for _ in chunks(file)):
         raise InputError(f"the input has no rows: {', '.join(str(file.path) for file in files[:3])}")
     return list(columns)
-
-
-def _check_owner(journal: Journal, job: Job, *, new: bool, adopt: bool) -> None:
-    """A folder that belongs to another input or output must not quietly become this job's; one that moved with them may."""
-    folder = journal.path.parent
-    for what, value in (("input", job.input.path), ("output", str(job.output.path))):
-        owner = journal.get(what)
-        if owner is None or owner == value or adopt:
-            continue
-        was = _was_in(journal)
-        if was is None or beside(owner, was, folder) != value:
-            raise RunFolderError(
-                f"the run folder {folder} belongs to the {what} {owner}, this job's is {value}: give another --run-dir, or go "
-                f"on with it on purpose with --accept-changes"
-            )
-    if not new and journal.get("input") is None and journal.db.execute("SELECT 1 FROM run").fetchone():
-        raise RunFolderError(f"the run folder {journal.path.parent} belongs to no job; give another --run-dir")
-
-
-def _was_in(journal: Journal) -> Path | None:
-    try:
-        return job_of(journal).run_folder
-    except RunFolderError:
-        return None
-
-
-def claim(journal: Journal, job: Job) -> None:
-    """This job's run folder it is from now on; what ``export`` and ``verify`` find there."""
-    journal.put("input", job.input.path)
-    journal.put("output", str(job.output.path))
-    asked = job.request.model_copy(
-        update={"prompt": job.request.prompt_text(), "prompt_file": None}
-    )  # the file may change
-    journal.put("job", job.model_copy(update={"request": asked}).model_dump_json())

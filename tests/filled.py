@@ -17,10 +17,11 @@ from conftest import read_jsonl
 
 import pipeline.feed
 from pipeline import Job
+from pipeline.owner import claim
 from pipeline.records import Completion, Cost, Outcome, Request, Usage
 from pipeline.results import export
 from pipeline.source import chunks
-from pipeline.workspace import Workspace, claim, make_folder, opened
+from pipeline.workspace import Workspace, make_folder, opened
 
 Answer = Callable[[Request], Outcome | None]
 

@@ -635,6 +635,28 @@ def test_what_the_reserve_has_given_back_it_does_not_take_again(tmp_path: Path) 
     held.close()
 
 
+def test_a_try_is_told_the_room_of_a_try(tmp_path: Path, sim: Simulated, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It sends a few rows and writes no results."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(reserve.Reserve, "_allocate", full)
+    source = write_jsonl(tmp_path / "in.jsonl", rows_of(4_000, each=1_000))
+    job = job_for(source, tmp_path / "out.jsonl", gateway__base_url=sim.url)
+
+    def named(wishes: Wishes) -> float:
+        found = re.search(r"about ([\d.]+) MB are needed", run(job, wishes=wishes).reason)
+        assert found
+        return float(found[1])
+
+    a_try, all_rows = named(Wishes(most=5, publish=False)), named(Wishes())
+    least = (room.LOG_BYTES + reserve.bytes_for(5, None)) / MB
+    assert a_try == pytest.approx(least, rel=0.1)
+    assert all_rows > a_try + 8
+    assert sim.asked == 0
+
+
 def test_the_index_is_not_counted_among_what_the_rows_take(tmp_path: Path) -> None:
     """The journal of a first run grows by the index before anything is sent."""
     with closing(Journal.open(tmp_path, slots=8)) as journal:
@@ -645,7 +667,7 @@ def test_the_index_is_not_counted_among_what_the_rows_take(tmp_path: Path) -> No
             index.replace_file("in.jsonl", 0, "mark", rows, [])
         assert journal.path.stat().st_size > 8 * MB
         journal.start_run()
-        journal.room.hold(rows_at_once=4, to_send=200_000)
+        journal.room.hold(rows_at_once=4, to_send=200_000, results=False)
 
         async def main() -> None:
             writer = journal.writer(slots=8, kept=lambda _: None)

@@ -18,7 +18,7 @@ FLOORS = {
     ),
     2: set("client wire session backlog packs books outage away slots rates judge pool display simulator".split()),
     3: set(
-        "guards flow moved footing workspace feed wishes clearing sending run entry signals selection results export status verify trial ending preflight plan "
+        "guards flow moved owner footing workspace feed wishes clearing sending run entry signals selection results export status verify trial ending preflight plan "
         "models billing reckoning reuse".split()
     ),
     4: {"cli", "__init__", "__main__"},

@@ -589,3 +589,6 @@ def test_a_folder_that_is_made_for_the_results_is_named(pipeline: Pipeline, tmp_
     assert f"folder {tmp_path / 'other'} was not there" in apart.err
     plan = pipeline("plan", *words, "-o", "planned/out.jsonl")
     assert f"note    The output's folder {tmp_path / 'planned'} was not there: it is made." in plan.out
+    away = pipeline("plan", *words, "-o", "later/out.jsonl", "--run-dir", "journal_2")
+    assert f"note    The output's folder {tmp_path / 'later'} was not there: it will be made." in away.out
+    assert not (tmp_path / "later").exists()

@@ -611,3 +611,9 @@ def test_classify_never_raises(family: str, status: int, json: Any, headers: dic
 )  # fmt: skip
 def test_retry_after(text: str, seconds: float | None) -> None:
     assert retry_after(answer(429, b"", {"retry-after": text}), now=784111740.0) == seconds
+
+
+def test_a_used_up_budget_is_one_also_where_no_key_is_set() -> None:
+    spoken = dialect_of("openai", model_is_the_rows=False, unset_key="PIPELINE_API_KEY")
+    assert spoken.classify(error(403, "you have no money", code="insufficient_quota")).code == "budget_exceeded"
+    assert spoken.classify(error(403, "who are you", code="forbidden")).code == "no_api_key"

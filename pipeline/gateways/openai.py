@@ -211,7 +211,9 @@ class OpenAI:
             tries = _TRIES.get(code)
             return Verdict(kind=kind, code=code, message=message, ambiguous=sent, unsent=not sent, most_tries=tries)
         verdict = self._look_up(reply)
-        if verdict.kind is Kind.FATAL and reply.status in (401, 403) and self._unset_key is not None:
+        # Who has a budget that is used up was let in.
+        refused = verdict.kind is Kind.FATAL and verdict.code != BUDGET.means.code
+        if refused and reply.status in (401, 403) and self._unset_key is not None:
             text = f"{complaint_of(reply).sentence.rstrip('. ')}. No key was sent: export {self._unset_key}=..."
             return replace(verdict, code="no_api_key", message=text)
         return verdict

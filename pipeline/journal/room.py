@@ -32,10 +32,12 @@ class Room:
         self._began: int | None = None
         self._rows, self._input_bytes = 0, 0  # of the results, where they come to lie on the journal's disk
 
-    def hold(self, *, rows_at_once: int, to_send: int) -> None:
-        """Make the reserve, before anything is paid for. Raises ``IncompleteError`` where there is no room for it."""
+    def hold(self, *, rows_at_once: int, to_send: int, results: bool) -> None:
+        """Make the reserve, before anything is paid for; ``results``: they will be written, too. Raises ``IncompleteError`` where
+        there is no room for it."""
         self._began = self._size_without_log()
-        self._weigh_results()
+        if results:
+            self._weigh_results()
         reply = history.reply_bytes(self._db)
         wanted = bytes_for(min(2 * rows_at_once, to_send), reply)
         rest = self._rest(to_send, (REPLY_BYTES if reply is None else reply) + ROW_BYTES)

@@ -112,7 +112,7 @@ def _selected(projection: Projection, plan: Plan, stretch: Stretch) -> tuple[lis
     """The journal's rows of a stretch that are wanted, and the input's data of the same rows."""
     rows, picked = _pick(projection, plan, stretch)
     if stretch.chunk is None:
-        return rows, [{}] * len(rows)
+        return rows, [{} for _ in rows]
     data = _data(stretch.chunk)
     return rows, data if len(picked) == len(data) else [data[at] for at in picked]
 

@@ -187,9 +187,8 @@ class Text:
         if not self._plain:
             return self._environment.concat(self._template.root_render_func(self._context(names)))
         self._reused.parent = names  # nothing in it sets a name, so that all it knows is these
-        written = list(
-            self._template.root_render_func(self._reused)
-        )  # as many as it has: they need no counting on the way
+        # As many pieces as the template has: they need no counting on the way.
+        written = list(self._template.root_render_func(self._reused))
         self._environment.meter.fits(sum(map(len, written)))
         return "".join(written)
 
