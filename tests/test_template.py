@@ -351,6 +351,24 @@ def test_a_wrong_template_is_found_before_the_start(prompt: str, words: str, wha
     assert words in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("prompt", "ends"),
+    [
+        ("{{ a title }}", """got 'title'; a column whose name is no word is written {{ row["a title"] }}"""),
+        ("{{ q-1 | upper }}", """; a column whose name is no word is written {{ row["q-1"] }}"""),
+        ("{{ body }}{{ body", "expected 'end of print statement'."),
+        (
+            "{{ title }}",
+            """(did you mean 'a title', written {{ row["a title"] }}?); its columns are: a title, body, q-1""",
+        ),
+    ],
+)
+def test_how_a_column_is_written_whose_name_is_no_word(prompt: str, ends: str) -> None:
+    with pytest.raises(TemplateError) as caught:
+        template(["a title", "body", "q-1"], prompt)
+    assert str(caught.value).endswith(ends)
+
+
 def test_names_the_template_makes_itself_are_no_columns() -> None:
     prompt = "{% set a = 1 %}{% for i in range(2) %}{{ loop.index }}{{ i }}{% endfor %}{{ a }}"
     assert text({"x": "v"}, prompt) == "10211"

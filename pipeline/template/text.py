@@ -24,6 +24,7 @@ from pipeline.visible import listed
 
 _MISFITS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError, MemoryError)
 _BRACES = re.compile(r"\{\s*(\w+)\s*\}")
+_IN_BRACES = re.compile(r"\{\{([^{}|]+)")
 _NAMES = (jinja2.nodes.Name, jinja2.nodes.NSRef)
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # another one each time, and so another row
 _SMALL = frozenset({str, int, float, bool})  # written as they are; how long a text is counts in the whole
@@ -145,7 +146,7 @@ class Text:
             self._plain = all(isinstance(node, _PLAIN) for node in tree.find_all(jinja2.nodes.Node))
             self._template = environment.compiled(tree)
         except jinja2.TemplateSyntaxError as exc:
-            raise TemplateError(f"request.{what}, line {exc.lineno}: {exc.message}") from None
+            raise TemplateError(f"request.{what}, line {exc.lineno}: {exc.message}{_no_word(text, columns)}") from None
         except (
             SyntaxError,
             ValueError,
@@ -163,7 +164,8 @@ class Text:
             _check_braces(text, columns)
         for name in self._names:
             if name not in columns and name != "row" and name not in environment.globals:
-                raise TemplateError(f"request.{what}, line {lines.get(name, 1)}: {no_column(name, columns)}")
+                words = no_column(name, columns, in_text=True) + _no_word(text, columns)
+                raise TemplateError(f"request.{what}, line {lines.get(name, 1)}: {words}")
 
     def render(self, data: dict[str, Any]) -> str:
         """The text for one row. Raises ``RowError``."""
@@ -213,10 +215,22 @@ def _check_braces(text: str, columns: Collection[str]) -> None:
             )
 
 
-def no_column(name: str, columns: Collection[str]) -> str:
-    """What to tell about a name that is no column."""
+def _no_word(text: str, columns: Collection[str]) -> str:
+    """What to write instead, where a column whose name is no word stands in braces like one that is."""
+    names = map(str.strip, _IN_BRACES.findall(text))
+    found = next((name for name in names if name in columns and not name.isidentifier()), None)
+    return "" if found is None else f"; a column whose name is no word is written {_of_row(found)}"
+
+
+def _of_row(name: str) -> str:
+    return f"{{{{ row[{dumps(name).decode()}] }}}}"
+
+
+def no_column(name: str, columns: Collection[str], *, in_text: bool = False) -> str:
+    """What to tell about a name that is no column; ``in_text`` of a template, where not all names are written alike."""
     close = difflib.get_close_matches(name, columns, n=1)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    written = f", written {_of_row(close[0])}" if in_text and close and not close[0].isidentifier() else ""
+    hint = f" (did you mean {close[0]!r}{written}?)" if close else ""
     return f"the input has no column {name!r}{hint}; its columns are: {listed(sorted(columns))}"
 
 
