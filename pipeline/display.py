@@ -149,8 +149,7 @@ class Logged:
 
     def show(self, snapshot: Snapshot) -> None:
         """Show it; an outage that lasts is also said, once, and so is its end: a bar has no room for its cause."""
-        if snapshot.outages:
-            started_at, ended_at, cause = snapshot.outages[-1]
+        for started_at, ended_at, cause in snapshot.outages:  # one may end and the next begin between two snapshots
             is_told = self._told_of == started_at
             if is_told if ended_at is not None else not is_told and time.time() - started_at >= LASTING_S:
                 self._told_of = started_at if ended_at is None else None

@@ -31,9 +31,12 @@ def last_words(summary: Summary, *, again: str) -> str:
     else:
         if summary.trouble and not _is_said(summary.trouble, lines):
             lines.append(f"Last trouble: {summary.trouble}")
-        lines.append(f"Left: {plural(summary.pending, 'row')}. What is done is kept in {summary.run_folder}")
+        is_there = summary.completed + summary.failed > 0
+        kept = f" What is done is kept in {summary.run_folder}" if is_there else ""
+        lines.append(f"Left: {plural(summary.pending, 'row')}.{kept}")
         lines.append(f"{'Go' if summary.exit_code in (75, 130) else 'Mend that, then go'} on with: {again}")
-        lines.append(f"Look at what is there: pipeline export {summary.run_folder} --partial -o partial.jsonl")
+        if is_there:
+            lines.append(f"Look at what is there: pipeline export {summary.run_folder} --partial -o partial.jsonl")
     return "\n".join(lines)
 
 
@@ -50,7 +53,7 @@ def _headline(summary: Summary) -> str:
 
 def _is_said(trouble: str, lines: Sequence[str]) -> bool:
     """Whether ``lines`` tell the message of a trouble (``code: message``): nobody wants to read it twice."""
-    return in_one_line(trouble.partition(": ")[2] or trouble, SAME) in in_one_line(" ".join(lines))
+    return in_one_line(trouble.partition(": ")[2] or trouble)[:SAME] in in_one_line(" ".join(lines))
 
 
 def _counts(summary: Summary) -> list[str]:
@@ -81,7 +84,7 @@ def _failures(summary: Summary) -> list[str]:
     lines = []
     for code, count, examples, message in summary.failures:
         ids = ", ".join(examples) + (", ..." if count > len(examples) else "")
-        said = message.splitlines()[0][:200] if message else ""
+        said = in_one_line(message.splitlines()[0], 200) if message else ""
         why = "" if not said or _is_said(f"{code}: {said}", [_headline(summary)]) else f": {said}"
         lines.append(f"  {count:,} x {code}{why} ({ids})")
     return ["Failed:", *lines] if lines else []
@@ -98,8 +101,10 @@ def _oddities(summary: Summary) -> list[str]:
             "--accept-changes)"
         )
     if summary.empty:
+        these = "this row" if summary.empty == 1 else "these rows"
+        too = ", and the failed ones, which have none" if summary.failed else ""
         lines.append(
-            f"{plural(summary.empty, 'answer is', 'answers are')} empty: --redo content= sends {'this row' if summary.empty == 1 else 'these rows'} again"
+            f"{plural(summary.empty, 'answer is', 'answers are')} empty: --redo content= sends {these} again{too}"
         )
     if summary.refusals:
         lines.append(plural(summary.refusals, "answer is a refusal", "answers are refusals"))

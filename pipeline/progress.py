@@ -133,8 +133,9 @@ def number(value: float) -> str:
 
 
 def in_one_line(text: str, most: int | None = None) -> str:
-    """What a gateway says may have many lines, and be long."""
-    return " ".join(text.split())[:most]
+    """What a gateway says may have many lines, and be long: where ``most`` cuts it off, dots say so."""
+    line = " ".join(text.split())
+    return line if most is None or len(line) <= most else line[: most - 4].rstrip() + " ..."
 
 
 def outage(started_at: float, ended_at: float | None, cause: str) -> str:

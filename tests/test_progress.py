@@ -17,7 +17,7 @@ from pipeline import Job, run
 from pipeline.display import Lines, Logged, Silent
 from pipeline.ending import last_words
 from pipeline.plural import plural
-from pipeline.progress import Activity, Snapshot, Tally, number, outage
+from pipeline.progress import Activity, Snapshot, Tally, in_one_line, number, outage
 from pipeline.records import Summary
 from pipeline.verify import Finding, Report, told
 
@@ -108,6 +108,40 @@ def test_an_outage_that_lasts_is_said_once_and_so_is_its_end(tmp_path: Path) -> 
         display.show(replace(at_work, outages=outages))
     assert said[1:] == [outage(now - 9, now, "refused")]
     assert (tmp_path / "run.log").read_text().count("refused") == 2
+
+
+def test_the_end_of_an_outage_is_said_also_where_the_next_began_at_once(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    class Heard(Silent):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    display, now = Logged(Heard(), tmp_path), time.time()
+    for outages in ([(now - 9, None, "one")], [(now - 9, now - 1, "one"), (now - 1, None, "two")]):
+        display.show(replace(shown(), outages=outages))
+    assert said[1:] == [outage(now - 9, now - 1, "one")]
+
+
+def test_what_is_cut_off_says_so() -> None:
+    assert outage(0.0, None, "html_reply: " + "word " * 40).endswith(" word ...)")
+    assert in_one_line("a\n b", 3) == "a b"
+    assert in_one_line("abcdefgh", 7) == "abc ..."
+
+
+def test_where_nothing_is_done_there_is_nothing_to_look_at() -> None:
+    nothing = Summary(exit_code=4, reason="x", total=2, completed=0, failed=0, pending=2, run_folder="out.run")
+    assert last_words(nothing, again="p").endswith("\nLeft: 2 rows.\nMend that, then go on with: p")
+    one = last_words(replace(nothing, completed=1, pending=1), again="p")
+    assert "\nLeft: 1 row. What is done is kept in out.run\n" in one
+    assert one.endswith("\nLook at what is there: pipeline export out.run --partial -o partial.jsonl")
+
+
+def test_a_redo_of_empty_answers_is_said_to_take_failed_rows_along() -> None:
+    summary = Summary(exit_code=0, reason="x", total=3, completed=3, failed=0, pending=0, empty=2)
+    assert "2 answers are empty: --redo content= sends these rows again\n" in last_words(summary, again="p") + "\n"
+    failed = replace(summary, exit_code=3, completed=2, failed=1)
+    assert "sends these rows again, and the failed ones, which have none" in last_words(failed, again="p")
 
 
 def test_one_is_not_said_as_many() -> None:
