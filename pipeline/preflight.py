@@ -17,6 +17,7 @@ from pipeline.client import Client, Connection
 from pipeline.errors import BudgetError, GatewayError, PipelineError, UsageError
 from pipeline.gateways import OpenAI
 from pipeline.job import Job
+from pipeline.patience import UNREACHED_S
 from pipeline.progress import money
 from pipeline.records import CHAT, EMBEDDINGS, KeyInfo, Kind, ModelInfo, Reply, Verdict
 from pipeline.unreadable import carefully
@@ -78,7 +79,7 @@ async def preflight(
     ``reached``: this journal has answers from there. A refusal then need not be one for good (see ``recheck_s``), and is
     left to the run to believe.
     """
-    asking = _Asking(dialect, reached=reached)
+    asking = _Asking(dialect, has_key=connection.api_key is not None, reached=reached)
     async with Client(unpaid(connection, dialect)) as client:
         await asking.ask(client)
     asking.judge(model, endpoint)
@@ -132,8 +133,9 @@ def accounting_of(job: Job, known: Preflight) -> Accounting:
 class _Asking:
     """Collects answers, then findings."""
 
-    def __init__(self, dialect: OpenAI, *, reached: bool) -> None:
+    def __init__(self, dialect: OpenAI, *, has_key: bool, reached: bool) -> None:
         self._dialect = dialect
+        self._has_key = has_key
         self._reached = reached
         self._over_budget: str | None = None
         self._listed = False  # the names in ``models`` are all that this key may use
@@ -164,7 +166,7 @@ class _Asking:
         """Whether it is worth asking on."""
         if _is_told(reply):
             self._listed = True
-            self._say("ok", "the gateway answers and takes the key")
+            self._say("ok", f"the gateway answers{' and takes the key' if self._has_key else ''}")
             return True
         if reply.status in (404, 405) or (not self._dialect.lists_all and _is_no_scope(reply)):
             self._say("ok", "the gateway answers, and lists no models")
@@ -181,7 +183,8 @@ class _Asking:
             elif verdict.kind is Kind.OUTAGE:
                 self.away = verdict
             what = "was not reached, so what it would say is not known" if verdict.unsent else "cannot be asked now"
-            self._say("away", f"the gateway {what} ({verdict.code}); a run waits for it: {verdict.message}")
+            waits = "waits for it" if self._reached else f"waits for it {UNREACHED_S:.0f} s, with --wait however long"
+            self._say("away", f"the gateway {what} ({verdict.code}); a run {waits}: {verdict.message}")
         return verdict.kind is Kind.REJECTED
 
     def _refuse(self, verdict: Verdict) -> None:

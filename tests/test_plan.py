@@ -21,6 +21,7 @@ from pipeline.journal import Lock
 from pipeline.plan import Plan, plan
 from pipeline.plan.forecast import Measured, Span
 from pipeline.plan.words import described
+from pipeline.progress import money
 
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
 PRICES = {"prices": {"sim/echo": {"input_per_million": 1.0, "output_per_million": 2.0}}}
@@ -62,7 +63,8 @@ def test_before_the_first_run_it_guesses_and_says_so(bench: Bench) -> None:
     assert found.completion_tokens == Span(low=51, high=5100)
     assert found.seconds is None
     text = described(found)
-    assert "a guess" in text
+    assert "a guess until 5 rows are answered: pipeline try" in text
+    assert "ok      the gateway answers\n" in text, "no key was given that it could take"
     assert "1 of those asks just what another one asks" in text
     planned_bodies = planned(bench, show=51, request__params={"max_tokens": 100}).bodies
     summary, sent = bench.run(request__params={"max_tokens": 100}, **PRICES)
@@ -143,6 +145,7 @@ def test_failed_rows_and_rows_to_do_again(bench: Bench) -> None:
     found = planned(bench)
     assert (found.failing, found.pending) == (1, 1)
     assert "1 row cannot be sent and will fail, e.g. null2" in described(found)
+    assert "in.jsonl:6: the column" in described(planned(bench, input__id=None)), "no fingerprint"
     bench.run(Wishes(redo=Redo(columns=("status=succeeded",)), most=1, publish=False))
     assert planned(bench).redo == 3
 
@@ -233,7 +236,7 @@ def test_an_unreachable_gateway_is_said_and_stops_nothing(tmp_path: Path) -> Non
     assert found.exit_code == 0
     last = described(found).splitlines()[-1]
     assert last.startswith(
-        "AWAY    the gateway was not reached, so what it would say is not known (connect_failed); a run "
+        "AWAY    the gateway was not reached, so what it would say is not known (connect_failed); a run waits for it 60 s, with --wait"
     )
 
 
@@ -385,7 +388,7 @@ def test_what_is_left_of_max_cost_total(bench: Bench) -> None:
     enough = planned(bench, limits__max_cost_total=10 * spent, **PRICES)
     assert "max_cost_total" not in described(enough)
     short = planned(bench, limits__max_cost_total=2 * spent, **PRICES)
-    assert f"limits.max_cost_total does not suffice: {spent:,.4f} are left" in described(short)
+    assert f"limits.max_cost_total does not suffice: {money({'USD': spent})} are left" in described(short)
 
 
 def test_memory_does_not_grow_with_the_input(tmp_path: Path) -> None:

@@ -162,6 +162,14 @@ def totals(db: sqlite3.Connection) -> Totals:
     )
 
 
+def place_of(db: sqlite3.Connection, number: int) -> tuple[str, str, int]:
+    """A row's id, its file and its line there."""
+    found: tuple[str, str, int] = db.execute(
+        "SELECT i.custom_id, f.path, i.line FROM input i JOIN file f ON f.file = i.file WHERE i.no = ?", (number,)
+    ).fetchone()
+    return found
+
+
 def failures(
     db: sqlite3.Connection, name: Callable[[str, str, int], str], *, examples: int = 3
 ) -> list[tuple[str, int, list[str], str]]:

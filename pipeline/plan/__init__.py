@@ -25,6 +25,7 @@ from pipeline.plan.load import Load
 from pipeline.plan.survey import Survey, surveyed
 from pipeline.plural import plural
 from pipeline.preflight import Finding, Preflight, accounting_of, connection_to, preflight_of
+from pipeline.progress import money
 from pipeline.records import EMBEDDINGS, KeyInfo
 from pipeline.signals import Signals
 from pipeline.workspace import Workspace, make_folder, opened
@@ -259,11 +260,11 @@ class _Reckoning:
                 f'the price of {plural(unknown, "row")} is unknown: the gateway lists none; the job may, in [prices."MODEL"]'
             )
         for name, left in lefts.items():
-            for span in cost.values():
+            for unit, span in cost.items():
                 if left is None or (span.high is not None and span.high <= left):
                     continue
                 words = "does not suffice" if span.low > left else "may not suffice"
-                self._warn(f"{name} {words}: {left:,.4f} are left")
+                self._warn(f"{name} {words}: {money({unit: left})} are left")
 
 
 def _priced(price: PriceOf, load: Load, max_output: int | None) -> Span | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pipeline.errors import RowError
-from pipeline.journal import Index, copies, history
+from pipeline.journal import Index, copies, history, reader
 from pipeline.plan.load import MEASURED_ROWS, Load
 from pipeline.records import Request, Row
 from pipeline.source import chunks
@@ -42,7 +42,8 @@ async def surveyed(space: Workspace, index: Index, *, show: int) -> Survey:
                     survey.shown.append(item)
             else:
                 survey.failing += 1
-                survey.failing_example = survey.failing_example or f"{item.custom_id}: {item.error_message}"
+                if survey.failing == 1:
+                    survey.failing_example = f"{space.name_of(*reader.place_of(db, item.index))}: {item.error_message}"
     _measure(space, survey)
     for model, load in survey.loads.items():
         if not load.is_measured:  # the prompt changed: what earlier answers used is still better than a guess

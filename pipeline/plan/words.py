@@ -8,7 +8,7 @@ from datetime import datetime
 from pipeline.hours import shown
 from pipeline.jsonio import dumps
 from pipeline.plan import Finish, Plan
-from pipeline.plan.forecast import Span
+from pipeline.plan.forecast import LEAST_MEASURED, Span
 from pipeline.plural import plural
 from pipeline.progress import duration, money, number
 
@@ -21,7 +21,7 @@ def described(plan: Plan) -> str:
     basis = (
         f"from {plural(plan.measured_on, 'answer')}"
         if plan.measured_on
-        else "a guess; `pipeline try` makes it an estimate"
+        else f"a guess until {LEAST_MEASURED} rows are answered: pipeline try"
     )
     found = [(level, f"{sign:<8}{f.text}") for level, sign in _SIGNS.items() for f in plan.findings if f.level == level]
     lines = [text for level, text in found if level == "ok"]
