@@ -36,6 +36,7 @@ class ShownRow:
     cost: float | None
     cost_unit: str | None
     error: str | None
+    attempts: int
 
     @property
     def text(self) -> str:
@@ -43,10 +44,16 @@ class ShownRow:
         prompt = "\n".join(f"{message.get('role')}: {_said(message.get('content'))}" for message in self.messages)
         if len(prompt) > PROMPT_CHARACTERS:
             prompt = prompt[:PROMPT_CHARACTERS] + f" ... ({len(prompt):,} characters)"
+        answer = self.content if self.error is None else f"FAILED {self.error}"
+        return f"--- {self.custom_id} ---\n{prompt}\n=> {answer}\n   ({', '.join(filter(None, self._facts))})\n"
+
+    @property
+    def _facts(self) -> list[str | None]:
+        if self.prompt_tokens is None and not self.attempts:
+            return ["not sent"]
         tokens = f"{_count(self.prompt_tokens)} + {_count(self.completion_tokens)} tokens"
         cost = "cost unknown" if self.cost is None else money({self.cost_unit or "USD": self.cost})
-        answer = self.content if self.error is None else f"FAILED {self.error}"
-        return f"--- {self.custom_id} ---\n{prompt}\n=> {answer}\n   ({', '.join(filter(None, [tokens, cost, self.finish_reason]))})\n"
+        return [tokens, cost, self.finish_reason]
 
 
 def _said(content: Any) -> Any:
@@ -108,6 +115,7 @@ def _shown(space: Workspace, row: Projected, source: Row, folder: Path) -> Shown
         cost=row.cost,
         cost_unit=row.cost_unit,
         error=None if row.error_code is None else f"{row.error_code}: {row.error_message}",
+        attempts=row.attempts,
     )
 
 

@@ -125,7 +125,7 @@ JOB_FILE = [
     job("negative", {"gateway.concurrency": "-1"}, "job.toml: gateway.concurrency: expected a whole number from 1 to 10,000, or \"auto\", not -1"),
     job("no number", {"gateway.timeout": "nan"}, "job.toml: gateway.timeout: expected a finite number, not nan"),
     job("an unknown preset", {"gateway.base_url": None, "gateway": '"opnai"'}, f"job.toml: gateway.preset: no preset is called 'opnai'; there are: {', '.join(sorted(PRESETS))}"),
-    job("no base URL", {"gateway.base_url": None}, "job.toml: gateway.base_url: the preset 'openai' needs one, e.g. https://host/v1"),
+    job("no base URL", {"gateway.base_url": None}, "job.toml: gateway.base_url: the preset 'openai' needs one (or --base-url URL), e.g. https://host/v1"),
     base_url("localhost:8000/v1", "expected a URL such as https://host/v1, not 'localhost:8000/v1'"),
     base_url("http://", "expected a URL such as https://host/v1, not 'http://'"),
     base_url("https://ho st/v1", "expected a URL such as https://host/v1, not 'https://ho st/v1'"),

@@ -298,6 +298,12 @@ def test_try_shows_prompt_answer_tokens_and_cost(pipeline: Pipeline, gateway: Se
     assert "user: row 1" in done.out
     assert "tokens, cost unknown" in done.out
     assert not (tmp_path / "out.jsonl").exists()
+    write_jsonl(tmp_path / "null.jsonl", [{"text": None}])
+    done = pipeline(
+        "try", "-i", "null.jsonl", "-o", "o.jsonl", "--base-url", gateway.url, "-m", "m", "-p", "{{ text }}"
+    )
+    assert "=> FAILED null_field: " in done.out
+    assert done.out.endswith("\n   (not sent)\n\n"), "nothing is unknown of a row that was never sent"
 
 
 def test_keys_come_from_the_environment_and_are_nowhere_else(

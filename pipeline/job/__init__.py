@@ -205,7 +205,9 @@ class Job(Table):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.gateway.base_url is None and self.preset.base_url is None and self.preset.name != "simulator":
-            raise ValueError(f"gateway.base_url: the preset {self.preset.name!r} needs one, e.g. https://host/v1")
+            raise ValueError(
+                f"gateway.base_url: the preset {self.preset.name!r} needs one (or --base-url URL), e.g. https://host/v1"
+            )
         if self.gateway.base_url is not None:
             _check_ip_version(self.gateway.base_url, self.gateway.ip_version)
         if self.run_dir == self.output.path:
