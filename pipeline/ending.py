@@ -12,6 +12,7 @@ from pipeline.reckoning import described
 from pipeline.records import Summary
 
 EXAMPLES = 3
+UNDONE = "stopped before all rows were done"  # as a try is, once it has tried what it was to try
 SAME = 120  # characters of a message that stand for the whole: some lines cut it off
 
 
@@ -128,7 +129,7 @@ def how_it_ended(counts: Counts, totals: Totals, why: PipelineError | None, *, s
     if why is not None:
         return why.exit_code, str(why)
     if counts.pending:
-        return 75, "stopped before all rows were done"
+        return 75, UNDONE
     if counts.failed > totals.accepted:
         return 3, "finished; some rows failed"
     return 0, "finished"

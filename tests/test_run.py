@@ -298,12 +298,17 @@ def test_try_shows_prompt_answer_tokens_and_cost(pipeline: Pipeline, gateway: Se
     assert "user: row 1" in done.out
     assert "tokens, cost unknown" in done.out
     assert not (tmp_path / "out.jsonl").exists()
-    write_jsonl(tmp_path / "null.jsonl", [{"text": None}])
-    done = pipeline(
-        "try", "-i", "null.jsonl", "-o", "o.jsonl", "--base-url", gateway.url, "-m", "m", "-p", "{{ text }}"
-    )
+
+
+def test_a_try_of_a_row_that_cannot_be_sent(pipeline: Pipeline, gateway: Server, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "in.jsonl", [{"text": None}, *ROWS])
+    words = ("try", "-i", "in.jsonl", "-o", "out.jsonl", "--base-url", gateway.url, "-m", "m", "-p", "{{ text }}")
+    done = pipeline(*words, "-n", "1")
+    assert (done.code, "stopped" in done.err) == (0, False), "all that was to be tried has been"
     assert "=> FAILED null_field: " in done.out
     assert done.out.endswith("\n   (not sent)\n\n"), "nothing is unknown of a row that was never sent"
+    away = pipeline(*words, "--base-url", "http://127.0.0.1:9/v1", "-n", "1", "--json", "--set", "limits.max_outage=1")
+    assert (away.code, orjson.loads(away.out)["exit_code"]) == (75, 75), "--json tells the code of the command"
 
 
 def test_keys_come_from_the_environment_and_are_nowhere_else(

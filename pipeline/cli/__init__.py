@@ -94,6 +94,7 @@ def try_command(rows: int, sample: bool, **given: Any) -> int:
       pipeline try jobs/label_tickets.toml -n 3 --sample
       pipeline try jobs/label_tickets.toml -n 1 --set request.params.temperature=0.7
     """
+    from pipeline.ending import UNDONE
     from pipeline.trial import cut_off, shown_rows
     from pipeline.wishes import Wishes
 
@@ -105,19 +106,18 @@ def try_command(rows: int, sample: bool, **given: Any) -> int:
         if summary.exit_code != LookError.exit_code:
             raise
         shown = []  # the run folder is gone or has moved: the reason says so, and where the answers are
+    is_tried = summary.exit_code in (0, 3) or (summary.exit_code == 75 and (summary.sent or summary.reason == UNDONE))
+    code = 0 if is_tried else summary.exit_code
     if given["as_json"]:
-        print_json(
-            {"rows": [asdict(row) for row in shown], "exit_code": 0 if summary.exit_code == 75 else summary.exit_code}
-        )
+        print_json({"rows": [asdict(row) for row in shown], "exit_code": code})
     else:
         for row in shown:
             print_text(row.text)
         if (hint := cut_off(shown, job.request.params)) is not None:
             tell(hint)
-    if summary.exit_code in (0, 3) or (summary.exit_code == 75 and summary.sent):
-        return 0
-    tell(summary.reason)
-    return summary.exit_code
+    if not is_tried:
+        tell(summary.reason)
+    return code
 
 
 @cli.command("plan")
