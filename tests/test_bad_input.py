@@ -297,6 +297,7 @@ TEMPLATE = [
     prompt("an include", "a\n{% include 'other.txt' %}", "2: a prompt is one template: no include, import, extends, autoescape"),
     prompt("a column misspelt", "a\nb\n{{ txt }}", "3: the input has no column 'txt' (did you mean 'text'?); its columns are: id, text"),
     prompt("no such column", "{{ zzz }}", "1: the input has no column 'zzz'; its columns are: id, text"),
+    prompt("no braces", "text", "1: 'text' would be sent as it stands; write {{ text }} for the column"),
     prompt("single braces", "Label\n{text}", "2: {text} would be sent as it stands; write {{ text }} for the column"),
     Case(name="a column misspelt in the system message", run=f"run -i rows.jsonl -o out.jsonl {SEND} -p '{{{{ text }}}}' --system '{{{{ lang }}}}'", says="request.system, line 1: the input has no column 'lang'; its columns are: id, text"),
     Case(name="no prompt", run=f"run -i rows.jsonl -o out.jsonl {SEND}", says="request.prompt is missing (or -p TEMPLATE): the input has no column 'prompt' or 'messages'; its columns are: id, text"),

@@ -206,7 +206,12 @@ def _words(exc: BaseException) -> str:
 
 
 def _check_braces(text: str, columns: Collection[str]) -> None:
-    """A prompt that uses no column, but names one as Python's format does, would be the same for every row."""
+    """A prompt that uses no column, but names one as Python's format does, or is one's name, would be the same for every row."""
+    if (name := text.strip()) in columns:
+        written = f"{{{{ {name} }}}}" if name.isidentifier() else _of_row(name)
+        raise TemplateError(
+            f"request.prompt, line 1: {name!r} would be sent as it stands; write {written} for the column"
+        )
     for found in _BRACES.finditer(text):
         if found[1] in columns:
             line = text.count("\n", 0, found.start()) + 1
