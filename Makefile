@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 REAL := .venv-litellm
 LITELLM_PACKAGE ?= litellm[proxy]
-# Two files of tests at a time: many wait for windows of a minute.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+# Several files of tests at a time: many wait for windows of a minute. The slow ones measure seconds, so fewer of them.
+PYTEST := $(BIN)/python -m pytest --dist loadfile
 .DEFAULT_GOAL := help
 
 .PHONY: help setup demo test test-fast test-crash test-power test-real bench bench-check soak lint clean
@@ -42,11 +42,11 @@ lint: $(VENV)/.test  ## ruff and mypy
 	$(BIN)/mypy
 
 test: lint  ## the whole suite
-	$(PYTEST) -m 'not real'
+	$(PYTEST) -n 2 -m 'not real'
 	@$(MAKE) --no-print-directory test-real
 
 test-fast: lint  ## the suite without its slow parts, and fewer examples of each property: under 3 minutes
-	$(PYTEST) --hypothesis-profile=fast -m 'not slow and not real'
+	$(PYTEST) -n 4 --hypothesis-profile=fast -m 'not slow and not real'
 
 test-crash: $(VENV)/.test  ## the crash matrix (12 minutes): over 300 kill -9; PIPELINE_CRASH_SEED=N plays one again
 	PIPELINE_CRASH=full $(BIN)/python -m pytest -s tests/test_crash.py

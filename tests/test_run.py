@@ -59,7 +59,11 @@ def a_terminal_that_may_hang_up() -> Iterator[None]:
 
 @pytest.mark.parametrize(
     ("number", "code", "words"),
-    [(signal.SIGTERM, 75, "SIGTERM"), (signal.SIGHUP, 75, "SIGHUP"), (signal.SIGINT, 130, "Ctrl-C")],
+    [
+        (signal.SIGTERM, 75, "SIGTERM"),
+        pytest.param(signal.SIGHUP, 75, "SIGHUP", marks=pytest.mark.slow),
+        (signal.SIGINT, 130, "Ctrl-C"),
+    ],
 )
 def test_the_first_signal_drains(
     tmp_path: Path, serve: Callable[..., Server], number: signal.Signals, code: int, words: str

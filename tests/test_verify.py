@@ -624,6 +624,7 @@ def results_in(path: Path) -> object:
     return pq.read_table(path) if path.suffix == ".parquet" else path.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMATS)
 def test_one_flipped_bit_is_found_where_it_matters(ended: Callable[[str], Folder], form: str) -> None:
     """In what is promised. Free room in the journal's pages and in the in-flight table, the log and the words of the sheets
