@@ -138,8 +138,8 @@ class Run:
             self._display.say(
                 f"{plural(gone, 'done row is', 'done rows are')} not in the input any more; the answers stay in the journal."
             )
-        if counts.pending == 0:
-            self._display.say(f"{plural(counts.rows, 'row is', 'rows are all')} done; nothing is sent.")
+        if counts.pending == 0:  # as the last words say
+            self._display.note(f"{plural(counts.rows, 'row is', 'rows are all')} done; nothing is sent.")
         elif done or counts.changed or counts.redo:
             again = f", {counts.redo:,} to do again" if counts.redo else ""
             self._display.say(f"{counts.new:,} new, {counts.changed:,} changed, {done:,} kept{again}.")

@@ -426,6 +426,7 @@ def test_rows_on_standard_input_are_kept_for_the_resume(pipeline: Pipeline, gate
     assert first.code == 0, first.err
     again = pipeline(*command, stdin="")
     assert again.code == 0, again.err
+    assert again.err.count("done") == 1, "said once"
     assert "Nothing to send" in again.err
     assert (tmp_path / "out.jsonl.run" / "stdin.jsonl").stat().st_mode & 0o777 == 0o600
 
