@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import csv
+import dataclasses
 import json
 import math
 import os
@@ -336,6 +337,26 @@ def test_what_nobody_told_is_unknown_for_each_row() -> None:
     rows = [request(1), request(2)]
     parts = parted(joined(rows), rows, outcome)
     assert all(isinstance(part, Outcome) and part.cost == Cost() and part.completion.usage == Usage() for part in parts)  # type: ignore[union-attr]
+
+
+def test_a_row_of_a_pack_keeps_all_that_its_call_tells() -> None:
+    """A row's record is made field by field: one that is added to records must not be forgotten there."""
+    of_row = {"custom_id", "index", "fingerprint", "cost", "completion", "usage", "raw", "form"}
+    answer = Completion(
+        content="c", finish_reason="stop", model="served", usage=Usage(prompt_tokens=2), raw=b"12341234", remark="empty"
+    )
+    whole = Outcome(
+        custom_id="", index=0, fingerprint=b"", status="failed", model="m", completion=answer, error_code="e", error_message="w",
+        latency_s=1.0, request_id="q", completed_at=2.0, sent=False, lost=True, call_id="k",
+    )  # fmt: skip
+    rows = [request(1), request(2)]
+    for part in parted(joined(rows), rows, whole):
+        assert isinstance(part, Outcome)
+        for made, told in ((part, whole), (part.completion, answer)):
+            for field in dataclasses.fields(told):
+                if field.name not in of_row:
+                    assert getattr(told, field.name) != field.default, f"{field.name} is not tried here"
+                    assert getattr(made, field.name) == getattr(told, field.name)
 
 
 def test_tokens_and_cost_go_by_the_length_of_the_text() -> None:

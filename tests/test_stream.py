@@ -183,14 +183,20 @@ def test_texts_that_are_cut_out_are_those_of_the_events(
     assert found == expected
 
 
-def test_events_that_are_alike_are_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
-    parsed: list[bytes] = []
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """What is parsed from here on."""
+    seen: list[bytes] = []
 
     def loads(data: bytes, *, exact: bool = True) -> Any:
-        parsed.append(data)
+        seen.append(data)
         return orjson.loads(data)
 
     monkeypatch.setattr(stream, "loads", loads)
+    return seen
+
+
+def test_events_that_are_alike_are_not_parsed(parsed: list[bytes]) -> None:
     assembly = Assembly()
     chunks = [
         said("role", "assistant"),
@@ -204,16 +210,7 @@ def test_events_that_are_alike_are_not_parsed(monkeypatch: pytest.MonkeyPatch) -
     assert len(parsed) < 10
 
 
-def test_a_stream_of_events_that_differ_is_looked_through_for_likeness_only_so_often(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    parsed: list[bytes] = []
-
-    def loads(data: bytes, *, exact: bool = True) -> Any:
-        parsed.append(data)
-        return orjson.loads(data)
-
-    monkeypatch.setattr(stream, "loads", loads)
+def test_events_that_differ_are_looked_through_for_likeness_only_so_often(parsed: list[bytes]) -> None:
     assembly = Assembly()
     assembly.feed(events([{**said("content", "x"), "noise": n} for n in range(500)], done=False))
     assert assembly.body()["choices"][0]["message"]["content"] == "x" * 500
