@@ -15,7 +15,8 @@ from pipeline.lease import Share
 
 HOLD_S = 10.0  # after trouble at the gateway: no growth
 FIRST_TRY_S = 10.0  # after a cut: until one more is tried,
-TOLD_TRY_S = 1.0  # where the gateway tells of more: others have the rest, often what a killed run has left there
+TOLD_TRY_S = 1.0  # where the gateway tells of more: others have the rest, often what a killed run has left there;
+# and every try that goes well doubles the next
 MOST_TRY_S = 600.0
 
 
@@ -53,6 +54,7 @@ class Slots:
         self._try_at = float("-inf")
         self._try_s = FIRST_TRY_S
         self._tried_at = float("-inf")
+        self._more = 1  # how many more are tried
 
     @property
     def allowed(self) -> int:
@@ -123,9 +125,11 @@ class Slots:
         now = asyncio.get_running_loop().time()
         if sent_at >= self._cut_at:  # else it was in flight already when the last cut was made: the same episode
             self._peak, self._refused = self.busy + self._share.elsewhere, 0
-            first = self._cut_at == float("-inf")
-            self._try_s = self._first_try_s if first else min(2.0 * self._try_s, MOST_TRY_S)
-            self._cut_at = now
+            if self._cut_at == float("-inf"):
+                self._try_s = self._first_try_s
+            elif self._tried_at > self._cut_at:  # a second cut without a try says nothing about trying
+                self._try_s = min(2.0 * self._try_s, MOST_TRY_S)
+            self._cut_at, self._more = now, 1
         self._refused += 1
         self._try_at = now + self._try_s
         let_in = max(1, self._peak - self._refused)
@@ -159,12 +163,16 @@ class Slots:
         self.divide()
 
     def _try_more(self, now: float) -> None:
-        if self._key is None or self._key >= (self._told or self._ceiling):
+        most = self._told or self._ceiling
+        if self._key is None or self._key >= most:
             return
-        if self._tried_at > self._cut_at:
-            self._try_s = self._first_try_s  # the last one went well
+        if self._tried_at > self._cut_at:  # the last one went well
+            self._try_s = self._first_try_s
+            self._more = 1 if self._told is None else 2 * self._more
         self._tried_at, self._try_at = now, now + self._try_s
-        self._learn(self._key + 1, "nothing was refused for a while: one more is tried")
+        more = min(self._more, most - self._key)
+        what = "one more is" if more == 1 else f"{more} more are"
+        self._learn(self._key + more, f"nothing was refused for a while: {what} tried")
 
     def _learn(self, parallel: int, why: str) -> None:
         self._note(f"slots of this key: {self._key or 'not known'} -> {parallel}: {why}")

@@ -103,6 +103,19 @@ def test_slots_that_others_have_for_a_moment_are_back_soon_where_the_gateway_tel
     assert len(late) == pytest.approx(5 * 4 / 0.2, abs=5), "all five again, within three seconds"
 
 
+def test_many_slots_that_others_have_had_for_a_moment_are_back_as_soon() -> None:
+    """Refused twice before anything was tried, which is no reason to try less often; then by one, two, four, ... more."""
+    notes: list[str] = []
+    told = {"x-ratelimit-api_key-limit-max_parallel_requests": "32"}
+    gateway = Narrow({0.0: 32, 10.0: 8, 10.5: 2, 11.0: 32}, takes_s=0.2)
+    gateway._answer = lambda row, nth: reply(headers=told)
+    work(lambda *_: reply(), rows=3000, slots=32, rising=True, sender=gateway, dialect=LiteLLM(), note=notes.append)
+    assert "slots of this key: 2 -> 3: nothing was refused for a while: one more is tried" in notes, notes
+    assert "slots of this key: 17 -> 32: nothing was refused for a while: 15 more are tried" in notes, notes
+    late = [when for when, _ in gateway.sends if 17 <= when < 19]
+    assert len(late) == pytest.approx(32 * 2 / 0.2, abs=32), "all again after some six tries, one a second"
+
+
 def test_a_limit_that_an_earlier_run_has_learned_is_tried_to_be_passed_too() -> None:
     async def main() -> Narrow:
         gateway = Narrow({0.0: 5})
