@@ -21,13 +21,19 @@ Price = Callable[[str, int, int], float | None]
 
 
 class Budget:
-    """``limit`` for this run, in the unit of the prices. ``most_output``: what the model writes at the most, if known."""
+    """``limit`` for this run, in the unit of the prices. ``most_output``: what the model writes at the most, if known.
 
-    def __init__(self, limit: float, *, price: Price, most_output: int | None, name: str) -> None:
+    ``name`` is the key it stands under in the job; ``renewed``: the next run has as much again.
+    """
+
+    def __init__(
+        self, limit: float, *, price: Price, most_output: int | None, name: str, renewed: bool = False
+    ) -> None:
         self._limit = limit
         self._price = price
         self._most_output = most_output
         self._name = name
+        self._renewed = renewed
         self.spent = 0.0
         self._reserved = 0.0
         self._in_flight = 0
@@ -42,9 +48,13 @@ class Budget:
         amount = sum(map(self._most, requests))
         while self.spent + self._reserved + amount > self._limit:
             if not self._in_flight:
+                enough = self._renewed and amount <= self._limit
+                go_on = (
+                    "it is what one run may spend, and the next may as much again" if enough else "raise it to go on"
+                )
                 raise BudgetError(
                     f"{self._name} is reached: {self.spent:.6g} of {self._limit:.6g} are spent in this run, and the next row "
-                    f"may cost {amount:.6g}; raise it to go on"
+                    f"may cost {amount:.6g}; {go_on}"
                 )
             self._settled.clear()
             await self._settled.wait()

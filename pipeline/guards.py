@@ -59,7 +59,8 @@ def budget_of(job: Job, journal: Journal, accounting: Accounting, model: ModelIn
         usage = Usage(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
         return None if found is None else found.of(usage).amount
 
-    return Budget(limit, price=price, most_output=None if model is None else model.max_output, name=name)
+    most_output = None if model is None else model.max_output
+    return Budget(limit, price=price, most_output=most_output, name=name, renewed=name == "max_cost")
 
 
 def drift_of(job: Job, journal: Journal, *, accepted: bool, say: Callable[[str], None]) -> Drift:

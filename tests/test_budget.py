@@ -63,6 +63,26 @@ def test_an_answer_nobody_saw_counts_in_full() -> None:
     run_virtually(main())
 
 
+@pytest.mark.parametrize(
+    ("renewed", "limit", "advice"),
+    [
+        (True, 25.0, "it is what one run may spend, and the next may as much again"),
+        (True, 5.0, "raise it to go on"),
+        (False, 25.0, "raise it to go on"),
+    ],
+)
+def test_who_has_reached_a_limit_reads_what_helps(renewed: bool, limit: float, advice: str) -> None:
+    """Of ``max_cost`` the next run has as much again, if that is enough for a single row; of ``max_cost_total`` not."""
+
+    async def main() -> None:
+        money = Budget(limit, price=lambda *_: 10.0, most_output=1, name="a limit", renewed=renewed)
+        with pytest.raises(BudgetError, match=f"a limit is reached: .* the next row may cost 10; {advice}$"):
+            for _ in range(3):
+                money.settle(await money.reserve([request(10)]), 10.0)
+
+    run_virtually(main())
+
+
 def test_the_bound_is_max_tokens_times_n_else_the_models_maximum_else_the_dearest_so_far() -> None:
     async def main() -> None:
         assert await budget(1e9).reserve([request(10, n=3)]) == 30.0
