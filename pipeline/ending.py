@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pipeline.billing.reckoning import described
 from pipeline.errors import IncompleteError, PipelineError, UsageError
+from pipeline.ground.wording import duration, in_one_line, money, outage, plural
 from pipeline.journal import Counts, Totals
-from pipeline.plural import plural
-from pipeline.progress import duration, in_one_line, money, outage
-from pipeline.reckoning import described
 from pipeline.records import Summary
 
 EXAMPLES = 3

@@ -11,8 +11,8 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from pipeline.display import Display
 from pipeline.job import Job
+from pipeline.progress.display import Display
 from pipeline.records import Summary
 from pipeline.run import Run
 from pipeline.signals import Signals

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.errors import IncompleteError, RunFolderError
-from pipeline.feed import mark_of
-from pipeline.plural import plural
+from pipeline.ground.wording import plural
 from pipeline.results import export, format_of
 from pipeline.sink import Selection
 from pipeline.verify import unlike_the_index
 from pipeline.workspace import Workspace, check_apart, opened_for_reading
+from pipeline.workspace.feed import mark_of
 
 
 def export_folder(

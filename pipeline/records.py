@@ -11,7 +11,7 @@ from dataclasses import field
 from enum import Enum
 from typing import Any, Literal
 
-from pipeline.frozen import frozen
+from pipeline.ground.frozen import frozen
 
 CHAT = "/chat/completions"
 COMPLETIONS = "/completions"

@@ -8,16 +8,15 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from pipeline.display import Display, Logged, Silent
 from pipeline.ending import how_it_ended
 from pipeline.errors import IncompleteError, PipelineError
-from pipeline.guards import check_rebuying
-from pipeline.hours import Hours
+from pipeline.ground.wording import plural
 from pipeline.job import Job
 from pipeline.journal import Counts, Index, Recovered, Totals, reader
-from pipeline.owner import claim
-from pipeline.plural import plural
-from pipeline.progress import StatusFile
+from pipeline.limits.hours import Hours
+from pipeline.preflight.guards import check_rebuying
+from pipeline.progress.display import Display, Logged, Silent
+from pipeline.progress.status_file import StatusFile
 from pipeline.records import Summary
 from pipeline.results import export, stamp_of
 from pipeline.selection import mark, told
@@ -25,6 +24,7 @@ from pipeline.sending import Sending, Sent
 from pipeline.signals import Signals
 from pipeline.wishes import Wishes
 from pipeline.workspace import Workspace, make_folder, opened
+from pipeline.workspace.owner import claim
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

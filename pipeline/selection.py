@@ -9,11 +9,11 @@ from itertools import islice
 from pathlib import Path
 
 from pipeline.errors import UsageError
+from pipeline.ground.readable import read_bounded
+from pipeline.ground.visible import listed
+from pipeline.ground.wording import plural
 from pipeline.journal import Projection
-from pipeline.plural import plural
-from pipeline.readable import read_bounded
 from pipeline.sink import TYPES, matching
-from pipeline.visible import listed
 from pipeline.workspace import Workspace
 
 STRETCH_ROWS = 4096

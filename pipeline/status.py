@@ -9,11 +9,11 @@ from typing import Any
 import orjson
 
 from pipeline.errors import RunFolderError, UsageError
+from pipeline.ground.wording import duration, money, outage, plural
 from pipeline.job import Job
 from pipeline.journal import FILE_NAME, Journal, Lock, reader, sentences
-from pipeline.moved import found
-from pipeline.plural import plural
-from pipeline.progress import STATUS_FILE, duration, money, outage
+from pipeline.progress.status_file import STATUS_FILE
+from pipeline.workspace.moved import found
 
 _NUMBERS = ("completed", "failed", "reused", "pending", "total", "tokens", "cost_unknown", "written_at")
 

@@ -10,9 +10,8 @@ from typing import Any
 import orjson
 
 from pipeline.errors import RowError
+from pipeline.ground.wording import money, plural
 from pipeline.journal import Projected, Projection
-from pipeline.plural import plural
-from pipeline.progress import money
 from pipeline.records import Row
 from pipeline.sink import vector_numbers
 from pipeline.source import chunks

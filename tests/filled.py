@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import read_jsonl
 
-import pipeline.feed
+import pipeline.workspace.feed
 from pipeline import Job
-from pipeline.owner import claim
 from pipeline.records import Completion, Cost, Outcome, Request, Usage
 from pipeline.results import export
 from pipeline.source import chunks
 from pipeline.workspace import Workspace, make_folder, opened
+from pipeline.workspace.owner import claim
 
 Answer = Callable[[Request], Outcome | None]
 
@@ -137,7 +137,7 @@ def some(request: Request) -> Outcome | None:
 def small_chunks(size: int) -> Iterator[None]:
     """Few rows a stretch, so that a few rows are many stretches."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline.feed, "chunks", partial(chunks, size=size))
+        patch.setattr(pipeline.workspace.feed, "chunks", partial(chunks, size=size))
         yield
 
 

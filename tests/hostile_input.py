@@ -24,11 +24,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import InputError, RowError, TemplateError
-from pipeline.feed import Feed
 from pipeline.journal import Journal
 from pipeline.records import Row
 from pipeline.source import chunks, column_names, find
 from pipeline.template import Template
+from pipeline.workspace.feed import Feed
 
 CONTRACT = frozenset({0, 2, 3, 4, 5, 6, 75, 130})
 ROWS: list[dict[str, Any]] = [

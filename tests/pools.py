@@ -10,19 +10,19 @@ from typing import Any
 from virtual import run_virtually
 
 from pipeline.accounting import Accounting, PriceOf
-from pipeline.books import Keeper
-from pipeline.budget import Budget
 from pipeline.gateways import OpenAI
-from pipeline.judge import Controls, Rulings
 from pipeline.lease import Memory, Share
-from pipeline.outage import Sender
-from pipeline.patience import Patience
-from pipeline.poison import Poison
+from pipeline.limits.budget import Budget
+from pipeline.limits.rates import Allowance, Rates
+from pipeline.limits.slots import Slots
 from pipeline.pool import Pool, Terms
-from pipeline.rates import Allowance, Rates
+from pipeline.pool.books import Keeper
+from pipeline.pool.judge import Controls, Rulings
+from pipeline.pool.outage import Sender
+from pipeline.pool.patience import Patience
+from pipeline.pool.poison import Poison
+from pipeline.pool.retry import Backoff
 from pipeline.records import Attempt, Failure, Outcome, Reply, Request
-from pipeline.retry import Backoff
-from pipeline.slots import Slots
 
 GOOD = {
     "id": "x",

@@ -16,10 +16,10 @@ from typing import Any, Literal
 
 from conftest import read_jsonl
 
-from pipeline import packs
 from pipeline.errors import RowError
 from pipeline.journal import reader
-from pipeline.outage import WITNESS
+from pipeline.pool import packs
+from pipeline.pool.outage import WITNESS
 from pipeline.records import EMBEDDINGS, Request, Row
 from pipeline.simulator import Entry
 from pipeline.source import chunks

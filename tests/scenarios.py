@@ -20,9 +20,9 @@ from conftest import Ended, clean_environment, read_jsonl, write_jsonl
 from reconcile import Bill, Reckoning, reconcile
 
 from pipeline import Job, PipelineError, Redo, Wishes, run
-from pipeline.display import Silent
 from pipeline.ending import last_words
 from pipeline.progress import Snapshot
+from pipeline.progress.display import Silent
 from pipeline.simulator import embeddings
 
 Row = dict[str, Any]

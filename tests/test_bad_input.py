@@ -25,8 +25,8 @@ import pytest
 from conftest import Ended, Pipeline, Server, read_jsonl
 
 from pipeline import cli
+from pipeline.ground.wording import plural
 from pipeline.job import Job
-from pipeline.plural import plural
 from pipeline.presets import PRESETS
 from pipeline.sink import TYPES
 from pipeline.template.allowed import FILTERS

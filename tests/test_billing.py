@@ -20,13 +20,13 @@ from conftest import Pipeline, Server, clean_environment, read_jsonl, write_json
 
 from pipeline import Job, Summary, arun, run
 from pipeline import billing as billing_module
-from pipeline import reckoning as reckoning_module
+from pipeline.billing import reckoning as reckoning_module
+from pipeline.billing.reckoning import ledger_since, total
 from pipeline.client import Connection
 from pipeline.ending import last_words
 from pipeline.gateways import LiteLLM
 from pipeline.gateways.catalogue import litellm_billed
 from pipeline.progress import Tally
-from pipeline.reckoning import ledger_since, total
 from pipeline.records import Attempt, Billed, Cost, Outcome
 from pipeline.signals import Signals
 from pipeline.simulator import Entry, Faults, Settings, Simulator

@@ -7,8 +7,8 @@ import asyncio
 import pytest
 from virtual import run_virtually
 
-from pipeline.budget import Budget
 from pipeline.errors import BudgetError
+from pipeline.limits.budget import Budget
 from pipeline.records import Request
 
 

@@ -12,7 +12,7 @@ import orjson
 import pytest
 from conftest import read_jsonl, write_jsonl
 
-import pipeline.patience
+import pipeline.pool.patience
 from pipeline import Job, Summary, Wishes, run
 from pipeline.status import describe, status_of
 
@@ -63,7 +63,7 @@ def test_prices_are_known_and_kept_to_although_the_run_began_in_an_outage(
 def test_a_gateway_never_reached_is_given_up_and_one_that_was_is_bounded_by_the_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: None
 ) -> None:
-    monkeypatch.setattr(pipeline.patience, "UNREACHED_S", 1.5)
+    monkeypatch.setattr(pipeline.pool.patience, "UNREACHED_S", 1.5)
     summary = lumen_run(tmp_path, free_port())
     assert summary.exit_code == 4
     assert "--wait waits for it" in summary.reason

@@ -13,12 +13,12 @@ import pytest
 
 from pipeline import client as client_module
 from pipeline.client import Client, Connection, is_loopback
-from pipeline.failures import never_sent
+from pipeline.client.failures import never_sent
+from pipeline.client.session import failure_of
+from pipeline.client.wire import KEEP_ALIVE_S, Wire
+from pipeline.client.wire.connection import HttpConnection
+from pipeline.client.wire.incoming import Incoming
 from pipeline.records import Reply
-from pipeline.session import failure_of
-from pipeline.wire import KEEP_ALIVE_S, Wire
-from pipeline.wire.connection import HttpConnection
-from pipeline.wire.incoming import Incoming
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 13\r\n\r\n" + b'{"fine":true}'

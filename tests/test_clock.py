@@ -17,7 +17,7 @@ import pytest
 from conftest import Bench, Pipeline, Server, clean_environment, read_jsonl, window_in, write_jsonl
 
 from pipeline import Job, Summary, Wishes
-from pipeline.hours import Window
+from pipeline.limits.hours import Window
 from pipeline.progress import Snapshot
 from pipeline.run import Run
 

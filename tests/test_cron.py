@@ -18,7 +18,7 @@ import pytest
 from conftest import Server, clean_environment, read_jsonl, window_in, write_jsonl
 
 from pipeline.cli import cli
-from pipeline.hours import Window
+from pipeline.limits.hours import Window
 
 ROOT = Path(__file__).parent.parent
 CRON = ROOT / "jobs" / "cron"

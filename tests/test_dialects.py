@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.gateways import Announced, CBorg, LiteLLM, Lumen, OpenAI, dialect_of
-from pipeline.jsonio import dumps
+from pipeline.ground.jsonio import dumps
 from pipeline.presets import PRESETS
 from pipeline.records import Cost, Reply, Request, Usage
 

@@ -29,11 +29,11 @@ from reconcile import bill_of, reconcile
 from simulated import Simulated, simulated
 
 from pipeline import Wishes, run
-from pipeline.disk import cannot_write, tried
-from pipeline.display import Logged, Silent
 from pipeline.errors import IncompleteError
+from pipeline.ground.disk import cannot_write, tried
 from pipeline.journal import Journal, reserve, room
-from pipeline.progress import StatusFile
+from pipeline.progress.display import Logged, Silent
+from pipeline.progress.status_file import StatusFile
 from pipeline.records import Completion, Outcome, Request, Usage
 from pipeline.results import export
 from pipeline.simulator import Settings
@@ -277,11 +277,11 @@ def test_a_disk_that_answers_nothing_any_more_is_put_into_words_all_the_same(
 
     full_disk = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.disk.os.statvfs", stale)
+        patch.setattr("pipeline.ground.disk.os.statvfs", stale)
         said = cannot_write(tmp_path / "file", full_disk, what="the journal")
     assert "No space left on device): how much is free there cannot be told (Stale file handle); make room" in said
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.disk.Path.unlink", stale)
+        patch.setattr("pipeline.ground.disk.Path.unlink", stale)
         assert tried(tmp_path) is None
 
 

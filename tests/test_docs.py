@@ -18,8 +18,8 @@ from test_verdicts import LITELLM, LUMEN
 
 from pipeline import Job
 from pipeline.cli import cli
+from pipeline.client.failures import NEVER_SENT
 from pipeline.errors import JobError
-from pipeline.failures import NEVER_SENT
 from pipeline.gateways import dialect_of
 from pipeline.gateways.litellm import LITELLM_RULES
 from pipeline.gateways.lumen import LUMEN_RULES
@@ -213,7 +213,7 @@ def _kinds(page: str) -> dict[str, set[Kind]]:
     verdicts += [
         dialect.classify(_reply(0, b"", Failure(code=code, message="", sent=False))) for code in sorted(NEVER_SENT)
     ]
-    failures = (ROOT / "pipeline" / "failures.py").read_text(encoding="utf-8")
+    failures = (ROOT / "pipeline" / "client" / "failures.py").read_text(encoding="utf-8")
     for code in re.findall(r'Failure\(\s*code="(\w+)",[^)]*sent=True', failures):
         verdicts.append(dialect.classify(_reply(0, b"", Failure(code=code, message="", sent=True))))
     verdicts += [expected for _, expected in CAPTURED[page].values()]

@@ -8,8 +8,8 @@ import pytest
 from conftest import Bench
 
 from pipeline import Job, Wishes
-from pipeline.drift import Drift
 from pipeline.errors import LookError
+from pipeline.pool.drift import Drift
 from pipeline.run import Run
 
 

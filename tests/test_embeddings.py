@@ -32,8 +32,8 @@ from pipeline import Job, run
 from pipeline.accounting import PriceOf
 from pipeline.errors import InputError, JobError
 from pipeline.gateways import LiteLLM, OpenAI
-from pipeline.packs import joined, parted, read, shares, whole_shares
 from pipeline.pool import Pool
+from pipeline.pool.packs import joined, parted, read, shares, whole_shares
 from pipeline.records import EMBEDDINGS, Attempt, Completion, Cost, Failure, Outcome, Reply, Request, Usage
 from pipeline.simulator import embeddings
 

@@ -12,34 +12,37 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "pipeline"
 FLOORS = {
-    0: set("frozen records errors presets jsonio boot folders disk visible readable plural".split()),
-    1: set(
-        "job source template gateways stream failures secret unreadable budget drift retry hours patience poison tokens accounting lease journal sink progress".split()
-    ),
-    2: set("client wire session backlog packs books outage away slots rates judge pool display simulator".split()),
+    0: set("ground records errors presets".split()),
+    1: set("job source template gateways limits lease accounting journal sink progress".split()),
+    2: set("client pool simulator".split()),
     3: set(
-        "guards flow moved owner footing workspace feed wishes clearing sending run entry signals selection results export status verify trial ending preflight plan "
-        "models billing reckoning reuse".split()
+        "workspace preflight sending run entry wishes selection signals results export status verify plan trial models billing ending".split()
     ),
     4: {"cli", "__init__", "__main__"},
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules}
-SIDEWAYS = {("records", "frozen"), ("disk", "errors"), ("sink", "journal"), ("job", "hours")}
+SIDEWAYS = {("records", "ground"), ("ground", "errors"), ("job", "limits"), ("limits", "lease"), ("sink", "journal")}
 HOMES = {
-    "aiohttp": {"session", "simulator"},
-    "httptools": {"wire"},
-    "aiohappyeyeballs": {"wire"},
-    "aiolimiter": {"rates"},
-    "click": {"cli", "demo"},
+    "aiohttp": {"client.session", "simulator"},
+    "httptools": {"client.wire"},
+    "aiohappyeyeballs": {"client.wire"},
+    "aiolimiter": {"limits.rates"},
+    "click": {"cli"},
     "jinja2": {"template"},
     "pyarrow": {"source", "sink", "results"},
     "pydantic": {"job"},
     "sqlite3": {"journal", "verify"},
-    "tqdm": {"display"},
+    "tqdm": {"progress.display"},
     "uvloop": {"entry"},
 }
-LAZY = {"pyarrow", "tqdm", "uvloop"}
 FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def _dotted(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {_dotted(path) for path in FILES}
 
 
 def _module(path: Path) -> str:
@@ -55,13 +58,15 @@ def _imports(tree: ast.AST) -> Iterator[str]:
             yield node.module or ""
 
 
-def _typing_only(tree: ast.Module) -> set[str]:
-    return {
-        name
-        for node in tree.body
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
-        for name in _imports(node)
-    }
+def _dotted_imports(path: Path) -> set[str]:
+    """What a file imports of ours when it is itself imported, or later: each module by its full name."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pipeline"):
+            parts = {f"{node.module}.{name.name}" for name in node.names} & MODULES
+            names |= parts or {str(node.module)}
+    return names
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -87,20 +92,18 @@ def test_a_library_is_used_at_home_only(path: Path) -> None:
     for name in _imports(tree):
         top = name.split(".")[0]
         if top in HOMES:
-            assert _module(path) in HOMES[top], f"{top} is at home in {sorted(HOMES[top])}, not in {path.name}"
+            at_home = any(f"{_dotted(path)}.".startswith(f"pipeline.{home}.") for home in HOMES[top])
+            assert at_home, f"{top} is at home in {sorted(HOMES[top])}, not in {path.name}"
 
 
-def test_modules_of_one_floor_do_not_go_in_circles() -> None:
-    needs: dict[str, set[str]] = {}
-    for path in FILES:
-        names = _imports(ast.parse(path.read_text(encoding="utf-8")))
-        inner = {name.split(".")[1] for name in names if name.startswith("pipeline.")}
-        needs.setdefault(_module(path), set()).update(inner - {_module(path)})
-    needs = {module: others for module, others in needs.items() if FLOOR_OF[module] < 4}
+def test_no_files_import_each_other_in_circles() -> None:
+    """Not even within a folder; its ``__init__`` is imported with each of its files, so it may need them, not they it."""
+    files = {_dotted(path): _dotted_imports(path) for path in FILES if FLOOR_OF[_module(path)] < 4}
+    needs = {file: {other for other in files if other in names} - {file} for file, names in files.items()}
     while needs:
-        free = {module for module, others in needs.items() if not others & needs.keys()}
+        free = {file for file, others in needs.items() if not others & needs.keys()}
         assert free, f"these import each other: {sorted(needs)}"
-        needs = {module: others for module, others in needs.items() if module not in free}
+        needs = {file: others for file, others in needs.items() if file not in free}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -149,3 +152,15 @@ def test_the_public_names_are_few_sorted_and_there() -> None:
     from pipeline.run import Run  # noqa: F401 - importing the module must not hide the function of its name
 
     assert callable(package.run)
+
+
+def test_the_readme_names_every_module_and_file_of_the_floors() -> None:
+    text = (PACKAGE / "README.md").read_text(encoding="utf-8")
+    table = text[text.index("## Floors") : text.index("Libraries have homes")]
+    for path in FILES:
+        module = path.relative_to(PACKAGE).parts[0]
+        assert f"`{module.removesuffix('.py')}" in table, f"{module} is not in the table of pipeline/README.md"
+    for folder in ("ground", "limits", "pool", "workspace", "preflight", "sending", "billing", "progress"):
+        line = next(line for line in table.splitlines() if f"`{folder}/`" in line)
+        for path in (PACKAGE / folder).glob("[!_]*.py"):
+            assert f"`{path.stem}`" in line, f"{folder}/{path.name} is not in the table of pipeline/README.md"

@@ -26,13 +26,13 @@ from reconcile import bill_of, reconcile
 from simulated import Simulated, simulated
 
 from pipeline import Job, run
-from pipeline.disk import file_system_of
 from pipeline.errors import RunFolderError
-from pipeline.footing import Footing
+from pipeline.ground.disk import file_system_of
 from pipeline.journal import Journal, Lock, store
 from pipeline.journal.inflight import InFlightTable
 from pipeline.simulator import Settings
 from pipeline.verify import verify
+from pipeline.workspace.footing import Footing
 
 
 @pytest.fixture
@@ -196,7 +196,7 @@ def test_a_folder_that_nobody_can_ask_about_any_more_is_lost_not_a_defect(
         def stale(*_: object) -> None:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
-        monkeypatch.setattr("pipeline.footing.os.fstat", stale)
+        monkeypatch.setattr("pipeline.workspace.footing.os.fstat", stale)
         gone = footing.gone()
         monkeypatch.undo()
         assert gone is not None
@@ -215,7 +215,7 @@ def test_a_rescued_journal_survives_a_power_cut(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "run").mkdir()
     saved = tmp_path / "far" / "saved"
     with closing(Journal.open(tmp_path / "run", slots=2)) as journal:
-        monkeypatch.setattr("pipeline.folders.os.fsync", watched)
+        monkeypatch.setattr("pipeline.ground.folders.os.fsync", watched)
         journal.save_to(saved)
         with pytest.raises(FileExistsError):
             journal.save_to(saved)

@@ -43,9 +43,9 @@ from hypothesis import strategies as st
 
 from pipeline.cli.options import _setting
 from pipeline.errors import InputError, JobError, UsageError
+from pipeline.ground.visible import visible
 from pipeline.job import Job
 from pipeline.source import find
-from pipeline.visible import visible
 
 ESCAPES = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]")
 ONE = b'{"id":"1","text":"a"}\n'

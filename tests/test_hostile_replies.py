@@ -43,20 +43,20 @@ from hypothesis import strategies as st
 from pools import Script, error, lost, work
 from pools import reply as found_reply
 
-import pipeline.judge
-import pipeline.outage
-import pipeline.rates
-from pipeline import Job, Summary, Wishes, arun, packs
+import pipeline.limits.rates
+import pipeline.pool.judge
+import pipeline.pool.outage
+from pipeline import Job, Summary, Wishes, arun
 from pipeline.client import Client, Connection
+from pipeline.client.stream import Assembly
 from pipeline.errors import IncompleteError
 from pipeline.export import export_folder
 from pipeline.gateways import Announced, LiteLLM, Lumen, OpenAI
-from pipeline.jsonio import dumps, loads
-from pipeline.judge import MOST_HELD
-from pipeline.pool import Pool
+from pipeline.ground.jsonio import dumps, loads
+from pipeline.pool import Pool, packs
+from pipeline.pool.judge import MOST_HELD
 from pipeline.preflight import Preflight, preflight
 from pipeline.records import CHAT, COMPLETIONS, EMBEDDINGS, Completion, Cost, Kind, Reply, Verdict
-from pipeline.stream import Assembly
 from pipeline.verify import verify
 
 MB = 1 << 20
@@ -88,8 +88,8 @@ def _exported(folder: Path, output: Path, output_format: str | None) -> int:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """An outage that only one row sees is over in no time, and soon that row's own."""
-    monkeypatch.setattr(pipeline.outage, "FIRST_PROBE_S", 0.01)
-    monkeypatch.setattr(pipeline.judge, "MOST_HELD", 3)
+    monkeypatch.setattr(pipeline.pool.outage, "FIRST_PROBE_S", 0.01)
+    monkeypatch.setattr(pipeline.pool.judge, "MOST_HELD", 3)
 
 
 @pytest.mark.parametrize(
@@ -167,10 +167,10 @@ def test_a_run_through_any_garble_ends_with_every_row_accounted_for(says: list[b
             return await run_against(hostile, folder, names, **changes)
 
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
-        patch.setattr(pipeline.outage, "FIRST_PROBE_S", 0.01)
-        patch.setattr(pipeline.judge, "MOST_HELD", 3)
+        patch.setattr(pipeline.pool.outage, "FIRST_PROBE_S", 0.01)
+        patch.setattr(pipeline.pool.judge, "MOST_HELD", 3)
         for name in ("WINDOW_S", "MARGIN_S", "POLL_S", "MOST_POLL_S"):  # a garbled 429 is a limit, too
-            patch.setattr(pipeline.rates, name, 0.05)
+            patch.setattr(pipeline.limits.rates, name, 0.05)
         summary, rows = asyncio.run(main(Path(folder)))
         assert verify(Path(summary.run_folder)).findings == []
     assert (summary.exit_code, summary.pending) in ((0, 0), (3, 0))

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from virtual import run_virtually
 
-from pipeline.hours import Deadline, Hours, Lead, Opening, Window, opened, over
 from pipeline.job import Limits
+from pipeline.limits.hours import Deadline, Hours, Lead, Opening, Window, opened, over
 from pipeline.records import Outcome
 
 NEW_YORK = ZoneInfo("America/New_York")

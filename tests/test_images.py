@@ -20,8 +20,8 @@ import pytest
 from conftest import Bench, read_jsonl
 
 from pipeline import Job, run
-from pipeline.backlog import MOST_BYTES, Backlog
 from pipeline.errors import RowError, TemplateError
+from pipeline.pool.backlog import MOST_BYTES, Backlog
 from pipeline.records import CHAT, Request, Row
 from pipeline.template import Images, Template
 

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import Wishes
-from pipeline.disk import file_system_of
 from pipeline.errors import IncompleteError, RunFolderError
+from pipeline.ground.disk import file_system_of
 from pipeline.journal import Journal, Record, Recovered
 from pipeline.journal.inflight import ENTRY, MAGIC, InFlightTable
 from pipeline.records import Attempt, Completion, Cost, Outcome, Request, Usage

@@ -22,12 +22,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import lease as module
-from pipeline.boot import boot_id
-from pipeline.flow import Lasting, share_of
+from pipeline.ground.boot import boot_id
 from pipeline.job import Job
 from pipeline.lease import Lease, LeaseError, Memory, Pace, fair_shares, lease_name, state_folder, water_fill
 from pipeline.lease import file as lease_file
 from pipeline.lease import pace as lease_pace
+from pipeline.sending.flow import Lasting, share_of
 
 SLOTS = 5
 MEMBER = Path(__file__).parent / "lease_member.py"

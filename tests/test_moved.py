@@ -26,7 +26,7 @@ from pipeline.errors import InputError, RunFolderError
 from pipeline.export import export_folder
 from pipeline.journal import Lock
 from pipeline.plan import plan
-from pipeline.progress import shown_in
+from pipeline.progress.status_file import shown_in
 from pipeline.status import describe, status_of
 from pipeline.verify import verify
 

@@ -17,11 +17,11 @@ from conftest import Bench, Pipeline, write_jsonl
 
 from pipeline import Job, Redo, Wishes
 from pipeline.errors import JobError, LockedError
+from pipeline.ground.wording import money
 from pipeline.journal import Lock
 from pipeline.plan import Plan, plan
 from pipeline.plan.forecast import Measured, Span
 from pipeline.plan.words import described
-from pipeline.progress import money
 
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
 PRICES = {"prices": {"sim/echo": {"input_per_million": 1.0, "output_per_million": 2.0}}}

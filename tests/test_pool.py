@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from pools import GOOD, Kept, Script, error, feed, lost, pool_of, reply, request, work
 from virtual import run_virtually
 
-from pipeline.budget import Budget
 from pipeline.errors import BudgetError, GatewayError, IncompleteError, LookError
 from pipeline.gateways import LiteLLM, Lumen
-from pipeline.poison import Poison
+from pipeline.limits.budget import Budget
 from pipeline.pool import Pool
+from pipeline.pool.poison import Poison
+from pipeline.pool.retry import Backoff
 from pipeline.progress import Tally
 from pipeline.records import Outcome, Reply, Request
-from pipeline.retry import Backoff
 
 
 def test_all_slots_are_used_and_never_more() -> None:

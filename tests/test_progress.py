@@ -14,10 +14,10 @@ from conftest import Pipeline, write_jsonl
 from pyarrow import parquet
 
 from pipeline import Job, run
-from pipeline.display import Lines, Logged, Silent
 from pipeline.ending import last_words
-from pipeline.plural import plural
-from pipeline.progress import Activity, Snapshot, Tally, in_one_line, number, outage
+from pipeline.ground.wording import in_one_line, number, outage, plural
+from pipeline.progress import Activity, Snapshot, Tally
+from pipeline.progress.display import Lines, Logged, Silent
 from pipeline.records import Summary
 from pipeline.verify import Finding, Report, told
 

@@ -11,8 +11,8 @@ from pools import GOOD, Kept, Script, error, feed, pool_of, reply, work
 from virtual import run_virtually
 
 from pipeline.gateways import LiteLLM, Lumen, OpenAI
+from pipeline.limits.rates import Allowance
 from pipeline.pool import Pool
-from pipeline.rates import Allowance
 from pipeline.records import Reply
 
 SLOW_DOWN = error(429, "Rate limit exceeded. Please slow down.", type="rate_limit_error", code="rate_limit_exceeded")

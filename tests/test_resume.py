@@ -434,7 +434,7 @@ def test_rows_on_standard_input_are_kept_for_the_resume(pipeline: Pipeline, gate
 def test_an_input_that_changes_while_it_is_read_ends_with_75_and_the_next_run_is_right(
     bench: Bench, monkeypatch: Any
 ) -> None:
-    from pipeline.feed import Feed
+    from pipeline.workspace.feed import Feed
 
     bench.write(ROWS)
     whole = Feed.index

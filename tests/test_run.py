@@ -371,8 +371,8 @@ def test_verify_of_an_unfinished_run_says_to_go_on(bench: Bench, pipeline: Pipel
 
 
 def test_a_display_that_breaks_costs_nothing(bench: Bench) -> None:
-    from pipeline.display import Steady
     from pipeline.entry import run as run_it
+    from pipeline.progress.display import Steady
 
     class Broken:
         """As a closed pipe, or a log on a full disk."""

@@ -15,10 +15,11 @@ from reconcile import bill_of
 from scenarios import SCENARIOS, Gateway, Lab, numbered
 from simulated import Simulated, simulated
 
-from pipeline import billing, outage
+from pipeline import billing
 from pipeline.gateways import litellm, openai
 from pipeline.gateways.complaint import retry_after
-from pipeline.retry import Backoff
+from pipeline.pool import outage
+from pipeline.pool.retry import Backoff
 from pipeline.simulator import Key, Model, Settings
 
 KEY = "sk-SECRET-simulated"

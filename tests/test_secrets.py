@@ -25,13 +25,13 @@ from leaks import ALLOWED, FORMS, KEY, MARK, Watch, leaks_in, scan
 
 from pipeline import Job, Wishes
 from pipeline.client import Client, Connection
-from pipeline.display import Silent
+from pipeline.client.failures import disconnected
 from pipeline.errors import JobError, RunFolderError
-from pipeline.failures import disconnected
+from pipeline.ground.secret import Secret
 from pipeline.job.key import key_from_file, key_from_variable
+from pipeline.progress.display import Silent
 from pipeline.records import Reply
 from pipeline.run import Run
-from pipeline.secret import Secret
 from pipeline.simulator import Settings
 
 # ---------------------------------------------------------------- the search itself

@@ -11,8 +11,8 @@ from virtual import run_virtually
 
 from pipeline.gateways import LiteLLM
 from pipeline.lease import Memory
+from pipeline.limits.slots import Slots
 from pipeline.records import Reply
-from pipeline.slots import Slots
 
 FULL = error(429, "Too many concurrent requests")
 

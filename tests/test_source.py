@@ -26,7 +26,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import InputError
-from pipeline.jsonio import dumps, loads
+from pipeline.ground.jsonio import dumps, loads
 from pipeline.source import InputFile, arrow_schema, chunks, column_names, find, matches, place
 
 PACK: dict[str, Callable[[bytes], bytes]] = {

@@ -8,9 +8,9 @@ import pytest
 from pools import Kept, Script, error, feed, lost, pool_of, reply
 from virtual import run_virtually
 
-from pipeline.budget import Budget
 from pipeline.errors import IncompleteError
-from pipeline.rates import Allowance
+from pipeline.limits.budget import Budget
+from pipeline.limits.rates import Allowance
 from pipeline.records import Reply
 
 REFUSED = lost("connect_failed", sent=False)

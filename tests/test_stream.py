@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import stream
-from pipeline.stream import Assembly
+from pipeline.client import stream
+from pipeline.client.stream import Assembly
 
 LITELLM = [
     {"id": "c1", "created": 1, "model": "lab/priced", "object": "chat.completion.chunk", "choices": [{"index": 0, "delta": {"role": "assistant", "content": "Grüß "}}]},

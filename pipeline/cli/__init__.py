@@ -28,8 +28,8 @@ from pipeline.cli.options import (
 from pipeline.cli.screen import print_json, print_text, tell
 from pipeline.cli.simulate import simulate_command
 from pipeline.errors import LookError, PipelineError, UsageError
-from pipeline.plural import plural
-from pipeline.visible import visible
+from pipeline.ground.visible import visible
+from pipeline.ground.wording import plural
 
 if TYPE_CHECKING:
     from pipeline.billing import Billing
@@ -289,8 +289,8 @@ def _billing(folder: Path) -> Billing:
 
 
 def _run(job: Job, given: Mapping[str, Any], wishes: Wishes) -> Summary:
-    from pipeline.display import display_for
     from pipeline.entry import run
+    from pipeline.progress.display import display_for
 
     gc.freeze()  # what was imported stays
     asks = sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty() and not given["quiet"]
@@ -308,7 +308,7 @@ def _shown(exc: click.ClickException) -> str:
 
 def main() -> None:
     """The console script: every error of a user's is a sentence, every exit code one of the contract's."""
-    from pipeline.secret import stay_out_of_core_dumps
+    from pipeline.ground.secret import stay_out_of_core_dumps
 
     stay_out_of_core_dumps()
     # A row makes many objects that end with it, and no circles: to look for those every 700 objects costs time for nothing.

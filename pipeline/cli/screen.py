@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from pipeline.errors import IncompleteError
-from pipeline.visible import visible
+from pipeline.ground.visible import visible
 
 
 def tell(text: str) -> None:

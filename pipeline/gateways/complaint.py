@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pipeline.jsonio import text_or_json
+from pipeline.ground.jsonio import text_or_json
 from pipeline.records import Reply
 
 MAX_RETRY_AFTER_S = 3600.0

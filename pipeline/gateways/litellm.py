@@ -14,7 +14,7 @@ from pipeline.gateways.catalogue import litellm_billed, litellm_key, litellm_mod
 from pipeline.gateways.complaint import complaint_of, retry_after
 from pipeline.gateways.openai import BASE_RULES, BUDGET, RECHECK_KEY_S, Announced, OpenAI, no_api
 from pipeline.gateways.rules import Rule
-from pipeline.jsonio import loads
+from pipeline.ground.jsonio import loads
 from pipeline.records import Billed, Cost, KeyInfo, Kind, ModelInfo, Reply, Request, Scope, Verdict
 
 _CALL_ID = "x-litellm-call-id"  # the proxy's own refusals at the door (key, budget, malformed JSON) come without it

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from pipeline.gateways.catalogue import lumen_models
 from pipeline.gateways.openai import BASE_RULES, RECHECK_KEY_S, WRONG_ADDRESS, OpenAI, body_id
 from pipeline.gateways.rules import Rule
-from pipeline.jsonio import dumps, loads
+from pipeline.ground.jsonio import dumps, loads
 from pipeline.records import CHAT, Kind, ModelInfo, Reply, Request, Verdict
 
 POLL_MODEL_S = 60.0  # Lumen itself looks after its models once a minute

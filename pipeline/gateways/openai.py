@@ -12,7 +12,7 @@ from pipeline.gateways.answer import completion_of, content_of, embedding_of, is
 from pipeline.gateways.catalogue import openai_models
 from pipeline.gateways.complaint import complaint_of, retry_after
 from pipeline.gateways.rules import Rule
-from pipeline.jsonio import dumps, loads
+from pipeline.ground.jsonio import dumps, loads
 from pipeline.records import (
     CHAT,
     COMPLETIONS,

@@ -24,13 +24,13 @@ from pydantic import (
 )
 
 from pipeline.errors import JobError
-from pipeline.hours import Deadline, Hours, Window
 from pipeline.job.format import OutputFormat, format_of_ending
 from pipeline.job.key import key_from_file, key_from_variable
 from pipeline.job.layers import anchor, checked, lay, merge, read_toml
 from pipeline.job.request import RequestSettings
 from pipeline.job.table import FilePath, Seconds, Table, Text
 from pipeline.job.words import problems
+from pipeline.limits.hours import Deadline, Hours, Window
 from pipeline.presets import DEFAULT_KEY_VARIABLE, PRESETS, Preset
 
 _ENDPOINT = re.compile(r"/(chat/completions|completions|embeddings|responses)/*$")
@@ -111,7 +111,7 @@ class Limits(Table):
     ``max_cost`` is for one run, ``max_cost_total`` for all runs of a journal, both in the unit of the model's price.
     ``on_budget`` "wait" waits for the gateway's own budget to fill up again, ``max_budget_wait`` at the most. An outage longer
     than ``max_outage`` ends the run, and so do more failed rows than ``max_failures`` (a count, or a share such as "5%").
-    ``window`` (``20:00-06:00``) and ``deadline`` (``06:00``, ``8h``) are on the wall clock: see ``hours``.
+    ``window`` (``20:00-06:00``) and ``deadline`` (``06:00``, ``8h``) are on the wall clock: see ``limits.hours``.
     """
 
     max_attempts: int = Field(default=5, ge=1, le=100)

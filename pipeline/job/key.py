@@ -6,7 +6,7 @@ import stat
 from pathlib import Path
 
 from pipeline.errors import JobError
-from pipeline.readable import read_bounded
+from pipeline.ground.readable import read_bounded
 
 
 def key_from_variable(name: str, value: str, *, needed: bool) -> str | None:

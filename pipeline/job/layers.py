@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import JobError
-from pipeline.readable import read_text
-from pipeline.visible import visible
+from pipeline.ground.readable import read_text
+from pipeline.ground.visible import visible
 
 _DEEPEST = 64
 _PATHS = (("input", "path"), ("output", "path"), ("request", "prompt_file"), ("gateway", "api_key_file"))

@@ -8,8 +8,8 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.errors import JobError
+from pipeline.ground.readable import read_text
 from pipeline.job.table import FilePath, Table, Text
-from pipeline.readable import read_text
 
 _RESERVED_PARAMS = {
     "model": "'model' has a place of its own: model = ... at the top of the job, or -m MODEL",

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from pipeline.hours import seconds
+from pipeline.limits.hours import seconds
 
 
 def _not_empty(value: Any) -> Any:

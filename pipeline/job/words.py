@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from pipeline.visible import visible
+from pipeline.ground.visible import visible
 
 _OPTION_OF = {"input": "-i FILE", "output": "-o FILE", "input.path": "-i FILE", "output.path": "-o FILE"}
 _EXPECTED = {

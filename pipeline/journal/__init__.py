@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from pipeline import folders
-from pipeline.boot import boot_id
 from pipeline.errors import PipelineError, RunFolderError
+from pipeline.ground import folders
+from pipeline.ground.boot import boot_id
+from pipeline.ground.wording import plural
 from pipeline.journal import copies, lost, reader, reserve, store, whole
 from pipeline.journal.index import Counts, Duplicate, Index
 from pipeline.journal.inflight import InFlight, InFlightTable, left_in
@@ -30,7 +31,6 @@ from pipeline.journal.room import Room
 from pipeline.journal.store import roll_back, sentences, wants_room
 from pipeline.journal.tight import Tight
 from pipeline.journal.writer import Record, Writer
-from pipeline.plural import plural
 
 __all__ = [
     "FILE_NAME", "Counts", "Duplicate", "Index", "Journal", "Lock", "Projected", "Projection", "Record", "Recovered", "Reserve",

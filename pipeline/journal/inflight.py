@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.disk import unwritable
 from pipeline.errors import RunFolderError
+from pipeline.ground.disk import unwritable
 from pipeline.records import WITNESSES
 
 ENTRY = struct.Struct("<BxHI16s48s184s")  # set?, length of the id, its number in the journal, fingerprint, call id, id

@@ -13,9 +13,9 @@ from typing import Any, Self
 
 import orjson
 
-from pipeline.boot import boot_id
-from pipeline.disk import file_system_of, unwritable
 from pipeline.errors import LockedError, PipelineError, RunFolderError
+from pipeline.ground.boot import boot_id
+from pipeline.ground.disk import file_system_of, unwritable
 
 _HELD = frozenset({errno.EWOULDBLOCK, errno.EACCES})
 LOOKS = 10

@@ -11,8 +11,8 @@ import errno
 import os
 from pathlib import Path
 
-from pipeline.disk import cannot_write, is_full
 from pipeline.errors import IncompleteError
+from pipeline.ground.disk import cannot_write, is_full
 
 FILE_NAME = "reserve"
 LEAST, MOST = 1 << 20, 64 << 20

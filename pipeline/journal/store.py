@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from pipeline.disk import cannot_write, file_system_of, free_on, mount_of, size, tried, unwritable
 from pipeline.errors import DamagedError, IncompleteError, NoJournalError, PipelineError, RunFolderError
-from pipeline.folders import sync_folder
+from pipeline.ground.disk import cannot_write, file_system_of, free_on, mount_of, size, tried, unwritable
+from pipeline.ground.folders import sync_folder
 from pipeline.journal import migrate
 
 VERSION = 2

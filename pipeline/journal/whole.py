@@ -10,8 +10,8 @@ import sqlite3
 from pathlib import Path
 
 from pipeline.errors import DamagedError
+from pipeline.ground.wording import plural
 from pipeline.journal.store import sentences
-from pipeline.plural import plural
 
 ANSWERS_WITHOUT_ROWS = "FROM reply r WHERE NOT EXISTS (SELECT 1 FROM outcome o WHERE o.no = r.no)"
 _COPY = "If this is a copy, make it again when no run works, of the whole folder with its journal.sqlite-wal"

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 
-from pipeline.boot import boot_id
 from pipeline.errors import LeaseError
+from pipeline.ground.boot import boot_id
 from pipeline.lease.pace import PACE_BYTES, Pace, packed, unpacked
 
 MOST_MEMBERS = 64

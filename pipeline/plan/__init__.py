@@ -13,20 +13,19 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.accounting import PriceOf
-from pipeline.flow import allowance_of
-from pipeline.guards import buys_again
+from pipeline.ground.jsonio import loads
+from pipeline.ground.wording import money, plural
 from pipeline.job import Job
 from pipeline.journal import Counts, history, reader
 from pipeline.journal.room import LOG_BYTES, REPLY_BYTES, ROW_BYTES, results_bytes
-from pipeline.jsonio import loads
 from pipeline.plan.finish import Finish, finish_of, needed
 from pipeline.plan.forecast import NOTHING, Span
 from pipeline.plan.load import Load
 from pipeline.plan.survey import Survey, surveyed
-from pipeline.plural import plural
 from pipeline.preflight import Finding, Preflight, accounting_of, connection_to, preflight_of
-from pipeline.progress import money
+from pipeline.preflight.guards import buys_again
 from pipeline.records import EMBEDDINGS, KeyInfo
+from pipeline.sending.flow import allowance_of
 from pipeline.signals import Signals
 from pipeline.workspace import Workspace, make_folder, opened
 

@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.hours import Hours
 from pipeline.journal.history import Pace
+from pipeline.limits.hours import Hours
+from pipeline.limits.rates import Allowance
 from pipeline.plan.forecast import Span
-from pipeline.rates import Allowance
 
 Bound = Literal["slots", "requests", "tokens"]
 

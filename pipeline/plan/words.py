@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from datetime import datetime
 
-from pipeline.hours import shown
-from pipeline.jsonio import dumps
+from pipeline.ground.jsonio import dumps
+from pipeline.ground.wording import duration, money, number, plural
+from pipeline.limits.hours import shown
 from pipeline.plan import Finish, Plan
 from pipeline.plan.forecast import LEAST_MEASURED, Span
-from pipeline.plural import plural
-from pipeline.progress import duration, money, number
 
 END_OF_TIME = 253_000_000_000.0  # datetime knows no year after 9999
 _SIGNS = {"ok": "ok", "warn": "note", "away": "AWAY", "ask": "ASKS", "stop": "STOP"}

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import IO, Any, Self
 
-from pipeline import folders
-from pipeline.disk import cannot_write, unwritable
 from pipeline.errors import IncompleteError, UsageError
+from pipeline.ground import folders
+from pipeline.ground.disk import cannot_write, unwritable
 
 
 class AtomicFile:

@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.errors import JobError
+from pipeline.ground.visible import listed
 from pipeline.journal.reader import Projected
 from pipeline.sink.vectors import numbers
-from pipeline.visible import listed
 
 ReadContent = Callable[[bytes], str | None]
 ReadVector = Callable[[bytes], Any]

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.plural import plural
+from pipeline.ground.wording import plural
 
 READ_ROWS = 4096
 Words = Callable[[dict[str, tuple[Any, Any]]], str]

@@ -12,9 +12,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
+from pipeline.ground.jsonio import loads
+from pipeline.ground.wording import plural
 from pipeline.journal.reader import Projection
-from pipeline.jsonio import loads
-from pipeline.plural import plural
 from pipeline.sink.columns import TYPES
 from pipeline.sink.packed import is_packed, unpacking
 from pipeline.sink.project import Plan, batches, texts

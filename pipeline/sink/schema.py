@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.jsonio import dumps
+from pipeline.ground.jsonio import dumps
 
 JSON_TEXT = {b"pipeline": b"json"}
 MOST_MEMBERS = 256  # objects with ever new keys would be as many columns

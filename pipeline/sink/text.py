@@ -9,8 +9,8 @@ from typing import IO, Any, Protocol
 
 import orjson
 
+from pipeline.ground.jsonio import dumps, loads
 from pipeline.journal.reader import Projected
-from pipeline.jsonio import dumps, loads
 from pipeline.sink.columns import Layout, ReadContent, ReadVector, values
 from pipeline.sink.vectors import json_of, text_of
 

@@ -12,11 +12,11 @@ from itertools import chain
 from typing import Any
 
 from pipeline.errors import InputError
-from pipeline.jsonio import utf8
-from pipeline.plural import plural
+from pipeline.ground.jsonio import utf8
+from pipeline.ground.visible import listed
+from pipeline.ground.wording import plural
 from pipeline.source.file import InputFile, OnError, place, refuse, shown
 from pipeline.source.lines import BLOCK, MAX_LINE_BYTES, blocks
-from pipeline.visible import listed
 
 Record = tuple[int, list[str] | InputError]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.errors import InputError
-from pipeline.visible import visible
+from pipeline.ground.visible import visible
 
 Format = Literal["jsonl", "parquet", "csv"]
 Compression = Literal["gzip", "zstd"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import InputError
-from pipeline.jsonio import all_loaded, loads
+from pipeline.ground.jsonio import all_loaded, loads
 from pipeline.source.file import InputFile, OnError, place, refuse, shown
 from pipeline.source.lines import blocks
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import InputError
+from pipeline.ground.visible import listed
 from pipeline.source import values
 from pipeline.source.file import InputFile, OnError, place, reading, refuse, shown
 from pipeline.source.portions import Portions
-from pipeline.visible import listed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

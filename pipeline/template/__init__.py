@@ -14,12 +14,12 @@ from typing import Any
 import orjson
 
 from pipeline.errors import InputError, RowError, TemplateError
-from pipeline.frozen import frozen
-from pipeline.jsonio import dumps, loads
+from pipeline.ground.frozen import frozen
+from pipeline.ground.jsonio import dumps, loads
+from pipeline.ground.visible import listed
 from pipeline.records import CHAT, COMPLETIONS, EMBEDDINGS, Row
 from pipeline.template.images import Images
 from pipeline.template.text import Text, environment_for, kind_of, no_column
-from pipeline.visible import listed
 
 __all__ = ["BATCH_KEYS", "Composed", "Images", "Template", "spec_digest"]
 

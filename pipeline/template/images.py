@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from pipeline.errors import RowError
-from pipeline.jsonio import loads
+from pipeline.ground.jsonio import loads
 
 CACHED = 100_000  # digests of files
 _MAGIC = (

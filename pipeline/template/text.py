@@ -17,10 +17,10 @@ import jinja2.runtime
 import jinja2.utils
 
 from pipeline.errors import RowError, TemplateError
-from pipeline.jsonio import dumps
+from pipeline.ground.jsonio import dumps
+from pipeline.ground.visible import listed
 from pipeline.template.bounds import Bounded
 from pipeline.template.meter import STEPS, Meter
-from pipeline.visible import listed
 
 _MISFITS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError, MemoryError)
 _BRACES = re.compile(r"\{\s*(\w+)\s*\}")

@@ -14,10 +14,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.errors import DamagedError, LockedError
-from pipeline.feed import mark_of
+from pipeline.ground.wording import plural
 from pipeline.journal import Lock, reader
-from pipeline.plural import plural
-from pipeline.progress import shown_in
+from pipeline.progress.status_file import shown_in
 from pipeline.verify.identity import not_one_outcome_a_row, unlike_the_index
 from pipeline.verify.money import impossible_amounts, unlike_the_totals
 from pipeline.verify.pages import unlike_a_journal, unlike_its_kinds, unsound_pages
@@ -27,6 +26,7 @@ from pipeline.verify.results import results
 from pipeline.verify.runs import impossible_times, killed, unsound_runs
 from pipeline.verify.shown import unlike_the_status
 from pipeline.workspace import Workspace, opened_for_reading
+from pipeline.workspace.feed import mark_of
 
 __all__ = ["Finding", "Report", "told", "unlike_the_index", "verify"]
 

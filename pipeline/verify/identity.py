@@ -6,11 +6,11 @@ import sqlite3
 from collections.abc import Iterator
 
 from pipeline.errors import InputError
-from pipeline.feed import mark_of
 from pipeline.journal import whole
 from pipeline.source import InputFile, chunks, place
 from pipeline.verify.report import Proof
 from pipeline.workspace import Workspace
+from pipeline.workspace.feed import mark_of
 
 _INDEXED = (
     "SELECT line, custom_id, fingerprint FROM input WHERE file = (SELECT file FROM file WHERE path = ?) ORDER BY line"

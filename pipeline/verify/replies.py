@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from pipeline.gateways import OpenAI
 from pipeline.gateways.answer import is_answer, message_in, text_in
-from pipeline.jsonio import loads
+from pipeline.ground.jsonio import loads
 from pipeline.records import CHAT, COMPLETIONS, EMBEDDINGS, Reply
 from pipeline.verify.report import Proof
 

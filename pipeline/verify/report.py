@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from pipeline.errors import InputError
-from pipeline.plural import plural
+from pipeline.ground.wording import plural
 
 MOST_OF_A_CHECK = 5
 

@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.ground.wording import plural
 from pipeline.journal import is_booked, left_in
-from pipeline.plural import plural
 from pipeline.verify.report import AGAIN, Proof
 
 DAY_S = 86_400.0  # clocks are set, and machines have several

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from pipeline.ground.wording import plural
 from pipeline.journal import Counts, Journal, Totals
-from pipeline.plural import plural
-from pipeline.progress import STATUS_FILE, status_in
+from pipeline.progress.status_file import STATUS_FILE, status_in
 from pipeline.verify.money import unlike_amounts
 from pipeline.verify.report import AGAIN, Proof
 

@@ -1,0 +1,1 @@
+"""When a request may start: how many at once, how fast, at what hours, for how much money."""
