@@ -14,6 +14,7 @@ from pipeline.ground.wording import plural
 from pipeline.job import Job
 from pipeline.journal import Counts, Index, Recovered, Totals, reader
 from pipeline.limits.hours import Hours
+from pipeline.owner import claim
 from pipeline.preflight.guards import check_rebuying
 from pipeline.progress.display import Display, Logged, Silent
 from pipeline.progress.status_file import StatusFile
@@ -24,7 +25,6 @@ from pipeline.sending import Sending, Sent
 from pipeline.signals import Signals
 from pipeline.wishes import Wishes
 from pipeline.workspace import Workspace, make_folder, opened
-from pipeline.workspace.owner import claim
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

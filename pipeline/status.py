@@ -12,8 +12,8 @@ from pipeline.errors import RunFolderError, UsageError
 from pipeline.ground.wording import duration, money, outage, plural
 from pipeline.job import Job
 from pipeline.journal import FILE_NAME, Journal, Lock, reader, sentences
+from pipeline.moved import found
 from pipeline.progress.status_file import STATUS_FILE
-from pipeline.workspace.moved import found
 
 _NUMBERS = ("completed", "failed", "reused", "pending", "total", "tokens", "cost_unknown", "written_at")
 

@@ -17,11 +17,11 @@ from conftest import read_jsonl
 
 import pipeline.workspace.feed
 from pipeline import Job
+from pipeline.owner import claim
 from pipeline.records import Completion, Cost, Outcome, Request, Usage
 from pipeline.results import export
 from pipeline.source import chunks
 from pipeline.workspace import Workspace, make_folder, opened
-from pipeline.workspace.owner import claim
 
 Answer = Callable[[Request], Outcome | None]
 

@@ -16,7 +16,7 @@ FLOORS = {
     1: set("job source template gateways limits lease accounting journal sink progress".split()),
     2: set("client pool simulator".split()),
     3: set(
-        "workspace preflight sending run entry wishes selection signals results export status verify plan trial models billing ending".split()
+        "owner moved workspace preflight sending run entry wishes selection signals results export status verify plan trial models billing ending".split()
     ),
     4: {"cli", "__init__", "__main__"},
 }

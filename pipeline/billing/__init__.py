@@ -21,9 +21,9 @@ from pipeline.gateways.complaint import complaint_of
 from pipeline.ground.wording import money, plural
 from pipeline.job import Job
 from pipeline.journal import Journal, Lock, lost, sentences
+from pipeline.owner import job_of
 from pipeline.preflight import LEDGER_LATE_S, connection_to, unpaid
 from pipeline.records import Billed, Reply
-from pipeline.workspace.owner import job_of
 
 ASKED_AT_ONCE = 4
 AGAIN_S = 2.0

@@ -17,6 +17,8 @@ from pipeline.ground.disk import cannot_write, unwritable
 from pipeline.ground.visible import listed
 from pipeline.job import Job
 from pipeline.journal import FILE_NAME, Journal, Lock, sentences, whole
+from pipeline.moved import is_elsewhere, taken_along
+from pipeline.owner import check_owner, job_of
 from pipeline.progress.status_file import shown_in
 from pipeline.records import EMBEDDINGS
 from pipeline.sink import Layout, layout
@@ -24,8 +26,6 @@ from pipeline.source import InputFile, chunks, column_names, find, matches, plac
 from pipeline.template import Images, Template, spec_digest
 from pipeline.workspace.feed import Feed, bad_lines, mark_of
 from pipeline.workspace.footing import Footing
-from pipeline.workspace.moved import is_elsewhere, taken_along
-from pipeline.workspace.owner import check_owner, job_of
 
 FILES_PEEKED = 32  # whose columns the template is checked against before the index pass
 SPOOL = "stdin.jsonl"

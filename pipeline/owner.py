@@ -7,7 +7,7 @@ from pathlib import Path
 from pipeline.errors import JobError, RunFolderError
 from pipeline.job import Job
 from pipeline.journal import Journal
-from pipeline.workspace.moved import beside
+from pipeline.moved import beside
 
 
 def check_owner(journal: Journal, job: Job, *, new: bool, adopt: bool) -> None:
