@@ -133,6 +133,21 @@ def test_a_reused_connection_that_drops_at_once_is_known_as_stale() -> None:
     assert (raw.connections, len(raw.requests)) == (1, 2)
 
 
+def test_what_costs_nothing_is_asked_again_on_a_connection_of_its_own() -> None:
+    """Or an idle connection that closes, at a gateway that is there, makes a question one that cannot be told."""
+
+    async def drop_reused(connection: int, nth: int) -> bytes | None:
+        return ANSWER if nth == 1 else None
+
+    async def look_twice(client: Client) -> Reply:
+        await client.get("/models")
+        return await client.get("/key/info")
+
+    reply, raw = exchange(drop_reused, look_twice)
+    assert (reply.failure, reply.status) == (None, 200)
+    assert (raw.connections, len(raw.requests)) == (2, 3)
+
+
 def test_a_fresh_connection_that_drops_is_a_lost_attempt() -> None:
     async def drop(connection: int, nth: int) -> None:
         return None

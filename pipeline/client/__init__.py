@@ -107,9 +107,15 @@ class Client:
         return self._reply(came, started)
 
     async def get(self, path: str) -> Reply:
-        """GET what costs nothing to ask, such as a list of models. Never raises for what the network or the server does."""
+        """GET what costs nothing to ask, such as a list of models: of a connection that was just closing once more.
+
+        Never raises for what the network or the server does.
+        """
         started = time.monotonic()
-        return self._reply(await self._way.exchange("GET", path, b"", {}, times=self._unpaid_times), started)
+        came = await self._way.exchange("GET", path, b"", {}, times=self._unpaid_times)
+        if isinstance(came, Failure) and came.stale:
+            came = await self._way.exchange("GET", path, b"", {}, times=self._unpaid_times)
+        return self._reply(came, started)
 
     def _reply(self, came: Answer | Failure, started: float) -> Reply:
         if isinstance(came, Answer) and came.events is not None:
