@@ -21,15 +21,21 @@ STRETCH_ROWS = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Redo:
-    """``failed`` True: all failed rows; a code: those. ``column``: ``COLUMN=VALUE`` or ``COLUMN!=VALUE``. ``ids``: a file."""
+    """``failed`` True: all failed rows; a code: those. ``columns``: ``COLUMN=VALUE`` or ``COLUMN!=VALUE``, one or several.
+    ``ids``: a file."""
 
     failed: bool | str = False
-    columns: tuple[str, ...] = ()
-    ids: Path | None = None
+    columns: str | tuple[str, ...] = ()
+    ids: Path | str | None = None
 
     def __post_init__(self) -> None:
-        for condition in self.columns:  # before an index pass that may take minutes
+        for condition in self.conditions:  # before an index pass that may take minutes
             _parsed(condition)
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """``columns``, where a text alone is one condition and not its letters."""
+        return (self.columns,) if isinstance(self.columns, str) else self.columns
 
 
 def mark(space: Workspace, redo: Redo) -> int | None:
@@ -43,10 +49,10 @@ def mark(space: Workspace, redo: Redo) -> int | None:
     numbers: set[int] = set()
     if redo.failed:
         numbers.update(journal.failed_numbers(redo.failed if isinstance(redo.failed, str) else None))
-    for condition in redo.columns:
+    for condition in redo.conditions:
         numbers.update(_matching(space, condition))
     if redo.ids is not None:
-        numbers.update(_named(space, redo.ids))
+        numbers.update(_named(space, Path(redo.ids)))
     journal.mark_redo(sorted(numbers))
     return len(numbers)
 

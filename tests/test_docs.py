@@ -97,11 +97,27 @@ def test_every_result_column_is_in_the_readme() -> None:
         assert f"`{name}`" in README
 
 
+def _first_in_readme(language: str) -> str:
+    return README.partition(f"```{language}\n")[2].partition("```")[0]
+
+
 def test_the_job_file_in_the_readme_loads(tmp_path: Path) -> None:
-    text = re.search(r"```toml\n(.*?)```", README, re.DOTALL).group(1)  # type: ignore[union-attr]
-    (tmp_path / "job.toml").write_text(text, encoding="utf-8")
+    (tmp_path / "job.toml").write_text(_first_in_readme("toml"), encoding="utf-8")
     job = Job.load(tmp_path / "job.toml")
     assert (job.concurrency, job.prices["MODEL"].input_per_million) == (8, 0.15)
+
+
+def test_the_python_in_the_readme_runs(
+    tmp_path: Path, gateway: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = _first_in_readme("toml").replace("https://my-gateway/v1", gateway.url)
+    (tmp_path / "job.toml").write_text(text, encoding="utf-8")
+    parquet.write_table(parquet.read_table(ROOT / "sample_data" / "tickets.parquet").slice(0, 20), "tickets.parquet")
+    names: dict[str, Any] = {}
+    exec(_first_in_readme("python"), names)
+    assert re.fullmatch(r"0 finished 20 \{'USD': 0\.0\d+\}\n", capsys.readouterr().out)
+    assert (names["summary"].exit_code, names["summary"].sent) == (0, 0)
 
 
 def test_exit_codes_in_the_readme_are_those_of_the_errors() -> None:

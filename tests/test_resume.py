@@ -395,6 +395,10 @@ def test_redo_by_column_and_by_ids(bench: Bench) -> None:
     assert sent == 2
     _, sent = bench.run(Wishes(redo=Redo(columns=("finish_reason!=length",))), request__params={"max_tokens": 1})
     assert sent == 0
+    _, sent = bench.run(Wishes(redo=Redo(columns="custom_id=r4")), request__params={"max_tokens": 1})
+    assert sent == 1, "one condition is no row of letters"
+    _, sent = bench.run(Wishes(redo=Redo(ids=str(bench.folder / "ids"))), request__params={"max_tokens": 1})
+    assert sent == 2
 
 
 def test_an_interrupted_redo_goes_on_with_a_plain_run(bench: Bench) -> None:

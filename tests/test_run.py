@@ -236,6 +236,25 @@ def test_a_job_made_in_python(bench: Bench) -> None:
     assert (summary.exit_code, summary.completed, summary.results) == (0, 3, str(bench.folder / "api.jsonl"))
 
 
+def test_files_may_be_given_as_paths_in_python(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(bench.folder)
+    bench.write(ROWS[:3])
+    (bench.folder / "prompt.txt").write_text("Say {{ text }}", encoding="utf-8")
+    settings = {key: value for key, value in bench.settings.items() if key != "request.prompt"}
+    names = {"input.path": "in.jsonl", "output.path": "api.jsonl", "request.prompt_file": "prompt.txt", "run_dir": "r"}
+    job = Job.load(overrides=settings | {key: Path(name) for key, name in names.items()})
+    assert job == Job.load(overrides=settings | names)
+    assert run(job).completed == 3
+    again = Job(
+        model="sim/echo",
+        gateway={"base_url": bench.server.url},  # type: ignore[arg-type]
+        input={"path": Path("in.jsonl")},  # type: ignore[arg-type]
+        request={"prompt": "{{ text }}"},  # type: ignore[arg-type]
+        output={"path": Path("other.jsonl")},  # type: ignore[arg-type]
+    )
+    assert run(again).completed == 3
+
+
 def test_the_summary_counts_empty_cut_off_and_refused_answers(bench: Bench, serve: Callable[..., Server]) -> None:
     faults = [
         {"fault": "empty_content", "match": "row 1"},

@@ -28,7 +28,7 @@ from pipeline.job.format import OutputFormat, format_of_ending
 from pipeline.job.key import key_from_file, key_from_variable
 from pipeline.job.layers import anchor, checked, lay, merge, read_toml
 from pipeline.job.request import RequestSettings
-from pipeline.job.table import FilePath, Seconds, Table, Text
+from pipeline.job.table import FilePath, PathText, Seconds, Table, Text
 from pipeline.job.words import problems
 from pipeline.limits.hours import Deadline, Hours, Window
 from pipeline.presets import DEFAULT_KEY_VARIABLE, PRESETS, Preset
@@ -101,7 +101,7 @@ class Gateway(Table):
 class Input(Table):
     """``[input]``: the prompt set. ``path`` is a file, glob or folder, or ``-`` for JSONL on standard input."""
 
-    path: Text
+    path: PathText
     id: Text | None = None
 
 
@@ -239,7 +239,7 @@ class Job(Table):
             tables["source"] = str(Path(path).resolve())
         laid: dict[str, Any] = {}
         for key, value in (overrides or {}).items():
-            lay(laid, key, value)
+            lay(laid, key, str(value) if isinstance(value, Path) else value)
         checked(laid, "the options")
         anchor(laid, Path.cwd())
         merge(tables, laid)

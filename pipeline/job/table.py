@@ -16,6 +16,11 @@ def _not_empty(value: Any) -> Any:
     return value
 
 
+def _path_as_text(value: Any) -> Any:
+    """From Python: a file is as welcome as its name, although ``input.path`` may also be a pattern, or ``-``."""
+    return str(value) if isinstance(value, Path) else value
+
+
 def _seconds(value: Any) -> Any:
     """``90``, ``"45s"``, ``"90m"``, ``"1h30m"``, ``"2d"``."""
     if not isinstance(value, str):
@@ -27,6 +32,7 @@ def _seconds(value: Any) -> Any:
 
 Seconds = Annotated[float, BeforeValidator(_seconds)]
 Text = Annotated[str, BeforeValidator(_not_empty)]
+PathText = Annotated[Text, BeforeValidator(_path_as_text)]
 FilePath = Annotated[Path, BeforeValidator(_not_empty), Field(strict=False)]
 
 
