@@ -21,6 +21,7 @@ import duckdb
 import orjson
 import pandas as pd
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import Bench, Pipeline, examples, read_jsonl, write_jsonl
@@ -78,6 +79,19 @@ def test_a_part_of_the_rows(tmp_path: Path, ending: str) -> None:
     with pytest.raises(IncompleteError, match="1 row has no outcome yet"):
         again(job.run_folder, tmp_path / "whole.jsonl")
     assert again(job.run_folder, tmp_path / "part.jsonl", selection="partial") == (3, 1)
+
+
+@pytest.mark.parametrize("ending", ["parquet", "jsonl", "csv"])
+def test_a_part_of_parquet_rows_where_stretches_have_none_of_it(tmp_path: Path, ending: str) -> None:
+    pq.write_table(pa.Table.from_pylist([row | {"n": [1, 2]} for row in ROWS]), tmp_path / "in.parquet")
+    job = job_for(tmp_path / "in.parquet", tmp_path / "x.jsonl", input__id="id", request__prompt="{{ q }}")
+    with small_chunks(1), workspace(job, some) as space:
+        for selection, expected in (("partial", "xyz"), ("failed", "yz")):
+            for only in (True, False):
+                path = tmp_path / f"{selection}{only}.{ending}"
+                rows = export(space, path=path, output_format=ending, selection=selection, results_only=only)  # type: ignore[arg-type]
+                assert (rows, ids(read(path))) == (len(expected), list(expected))
+        assert ending != "parquet" or pq.read_schema(path).field("n").type == pa.list_(pa.int64())
 
 
 def again(run_folder: Path, path: Path, **changes: Any) -> tuple[int, int]:

@@ -130,6 +130,11 @@ def batch_of_rows(rows: Sequence[dict[str, Any]], kept: pa.Schema) -> pa.RecordB
     return pa.RecordBatch.from_arrays([array([row.get(f.name) for row in rows], f) for f in kept], schema=kept)
 
 
+def taken(batch: pa.RecordBatch, rows: Sequence[int]) -> pa.RecordBatch:
+    """These rows of a batch, by number. There may be none, and an empty list has no type of its own."""
+    return batch.take(pa.array(rows, pa.int64()))
+
+
 def batch_of_chunk(
     batch: pa.RecordBatch, rows: Callable[[], Sequence[dict[str, Any]]], kept: pa.Schema
 ) -> pa.RecordBatch:

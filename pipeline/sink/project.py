@@ -82,7 +82,7 @@ def batches(projection: Projection, plan: Plan) -> tuple[Any, Iterator[Any]]:
             if plan.arrow is not None and stretch.chunk is not None:
                 rows, picked = _pick(projection, plan, stretch)
                 batch = parquet.batch_of_chunk(stretch.chunk.batch, partial(_data, stretch.chunk), kept)
-                batch = batch if len(picked) == batch.num_rows else batch.take(picked)
+                batch = batch if len(picked) == batch.num_rows else parquet.taken(batch, picked)
             else:
                 rows, data = _selected(projection, plan, stretch)
                 batch = parquet.batch_of_rows(data, kept) if plan.layout.kept else parquet.no_columns(len(rows))
