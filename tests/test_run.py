@@ -291,6 +291,8 @@ def test_json_is_one_object_on_stdout_and_nothing_else(pipeline: Pipeline, gatew
     status = pipeline("status", "out.jsonl", "--json")
     assert orjson.loads(status.out)["state"] == "ended"
     assert pipeline(*command, "-q").err == ""
+    wrong = pipeline(*command, "--json", "-q", "-c", "0")
+    assert (wrong.code, wrong.out) == (2, "") and "concurrency" in wrong.err
 
 
 def test_options_environment_and_job_file_in_this_order(pipeline: Pipeline, gateway: Server, tmp_path: Path) -> None:
