@@ -246,7 +246,7 @@ class Job(Table):
         try:
             return cls.model_validate(tables)
         except ValidationError as exc:
-            raise JobError(problems(exc, path, cls)) from None
+            raise JobError(problems(exc, path, cls, laid)) from None
 
     @classmethod
     def again(cls, text: str, where: Path) -> Self:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import time
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -32,12 +33,35 @@ _EXPECTED = {
 _SECRETS = frozenset({"api_key", "apikey", "key", "token", "secret", "password"})
 
 
-def problems(error: ValidationError, path: Path | str | None, job: type[BaseModel]) -> str:
-    """All of them, each with its key path; ``path`` is the job file, if there is one."""
-    where = str(path) if path is not None else "the options"
-    lines = [_problem(item, job) for item in error.errors(include_url=False)]
-    lines = [visible(line) for line in lines]
+def problems(
+    error: ValidationError,
+    path: Path | str | None,
+    job: type[BaseModel],
+    options: Mapping[str, Any] = MappingProxyType({}),
+) -> str:
+    """All of them, each with its key path; ``path`` is the job file, if there is one, ``options`` what was laid over it."""
+    items = error.errors(include_url=False)
+    lines = [visible(_problem(item, job)) for item in items]
+    where = _where(path, [_has(options, item["loc"]) for item in items])
     return f"{where}: " + (lines[0] if len(lines) == 1 else f"{len(lines)} problems\n  " + "\n  ".join(lines))
+
+
+def _where(path: Path | str | None, in_options: Sequence[bool]) -> str:
+    """Nobody should look into the job file for what an option said."""
+    if path is None or all(in_options):
+        return "the options"
+    return f"{path} and the options" if any(in_options) else str(path)
+
+
+def _has(tables: Any, loc: Sequence[Any]) -> bool:
+    """Whether the value at ``loc`` comes from these tables; a table may be of several layers, and then it does not."""
+    for part in loc:
+        if not isinstance(tables, Mapping):
+            break
+        if part not in tables:
+            return False
+        tables = tables[part]
+    return not isinstance(tables, Mapping)
 
 
 def _problem(item: Any, job: type[BaseModel]) -> str:
