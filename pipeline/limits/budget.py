@@ -35,6 +35,7 @@ class Budget:
         self._name = name
         self._renewed = renewed
         self.spent = 0.0
+        self._unseen = 0.0
         self._reserved = 0.0
         self._in_flight = 0
         self._dearest = 0.0
@@ -52,8 +53,9 @@ class Budget:
                 go_on = (
                     "it is what one run may spend, and the next may as much again" if enough else "raise it to go on"
                 )
+                lost = f" (up to {self._unseen:.6g} by tries that were lost)" if self._unseen else ""
                 raise BudgetError(
-                    f"{self._name} is reached: {self.spent:.6g} of {self._limit:.6g} are spent in this run, and the next row "
+                    f"{self._name} is reached: {self.spent:.6g} of {self._limit:.6g} are spent in this run{lost}, and the next row "
                     f"may cost {amount:.6g}; {go_on}"
                 )
             self._settled.clear()
@@ -67,6 +69,7 @@ class Budget:
         self._in_flight -= 1
         self._reserved = self._reserved - reserved if self._in_flight else 0.0
         self.spent += reserved if cost is None else cost
+        self._unseen += reserved if cost is None else 0.0
         self._dearest = max(self._dearest, cost or 0.0)
         self._settled.set()
 
