@@ -34,6 +34,7 @@ from pipeline.template.allowed import FILTERS
 Files = Mapping[str, str | bytes | None]
 ROWS = '{"id": "a", "text": "one"}\n{"id": "b", "text": "two"}\n'
 OK = '{"id": "ok", "text": "fine"}\n'
+TWELVE = "".join(f'{{"id": "r{n}", "text": "fine"}}\n' for n in range(1, 13))
 SEND = "--base-url {url} -m sim/echo"
 JQ = "each line must hold one whole JSON object (jq -c . writes them so)"
 AGAIN = "copy, download or write it again"
@@ -257,6 +258,9 @@ INPUT = [
     rows("x.csv with semicolons", "id;text\na;b\n", "x.csv:1: found one column, 'id;text'; between the cells must stand a comma, not ';' (.csv: commas, .tsv: tabs)"),
     rows("x.tsv with commas", "id,text\na,b\n", "x.tsv:1: found one column, 'id,text'; between the cells must stand a tab, not ',' (.csv: commas, .tsv: tabs)"),
     rows("x.jsonl with an id twice", OK * 2, "x.jsonl:2: the id 'ok' stands already at x.jsonl:1\nids must be unique in the column 'id'; or leave out input.id (--id)", "--id id"),
+    rows("x.jsonl with many ids twice", TWELVE * 2,
+         "".join(f"x.jsonl:{12 + n}: the id 'r{n}' stands already at x.jsonl:{n}\n" for n in range(1, 11))
+         + "ids must be unique in the column 'id'; or leave out input.id (--id)", "--id id"),
     Case(name="an id in two files", run=f"run -i 'x*.jsonl' -o out.jsonl {SEND} -p x --id id", says="x2.jsonl:1: the id 'ok' stands already at x1.jsonl:1\nids must be unique in the column 'id'; or leave out input.id (--id)", files={"x1.jsonl": OK, "x2.jsonl": OK}),
     rows("x.jsonl with ids that are none", '{"id": null}\n{"id": ""}\n{"id": [1]}\n{"text": 5}\n{"id": 1.5}\n{"id": true}\n',
          "x.jsonl:1: the id column 'id' is null; an id is text or a whole number\n"

@@ -144,12 +144,12 @@ class Index:
             yield file, line, self._last, custom_id if custom_id is not None else f"{fingerprint.hex()}-1", fingerprint
 
     def duplicates(self, *, most: int = 10) -> list[Duplicate]:
-        """Ids that stand more than once, with the first two places of each."""
+        """The first ids that stand more than once, with the first two places of each."""
+        twice = "SELECT custom_id FROM input GROUP BY custom_id HAVING count(*) > 1"
+        if self._db.execute(f"{twice} LIMIT 1").fetchone() is None:  # their order is looked up only where there are any
+            return []
         found = []
-        ids = self._db.execute(
-            "SELECT custom_id FROM input GROUP BY custom_id HAVING count(*) > 1 LIMIT ?", (most,)
-        ).fetchall()
-        for (custom_id,) in ids:
+        for (custom_id,) in self._db.execute(f"{twice} ORDER BY min(no) LIMIT ?", (most,)).fetchall():
             places = self._db.execute(
                 "SELECT f.path, i.line FROM input i JOIN file f USING (file) WHERE i.custom_id = ? "
                 "ORDER BY f.place, i.line LIMIT 2",
