@@ -93,7 +93,7 @@ def _failures(summary: Summary) -> list[str]:
 def _oddities(summary: Summary) -> list[str]:
     """What succeeded but deserves a look."""
     lines = [
-        outage(at, end, "" if _is_said(cause, [_headline(summary)]) else cause) for at, end, cause in summary.outages
+        outage(at, end, cause, is_said=_is_said(cause, [_headline(summary)])) for at, end, cause in summary.outages
     ]
     if summary.cut_off:
         lines.append(

@@ -125,6 +125,8 @@ def test_the_end_of_an_outage_is_said_also_where_the_next_began_at_once(tmp_path
 
 def test_what_is_cut_off_says_so() -> None:
     assert outage(0.0, None, "html_reply: " + "word " * 40).endswith(" word ...)")
+    assert outage(0.0, 9.0, "budget_exceeded: no money").startswith("The budget was used up for 9 s, from ")
+    assert not outage(0.0, 9.0, "budget_exceeded: no money", is_said=True).endswith(")")
     assert in_one_line("a\n b", 3) == "a b"
     assert in_one_line("abcdefgh", 7) == "abc ..."
 

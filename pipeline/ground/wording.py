@@ -33,11 +33,12 @@ def in_one_line(text: str, most: int | None = None) -> str:
     return line if most is None or len(line) <= most else line[: most - 4].rstrip() + " ..."
 
 
-def outage(started_at: float, ended_at: float | None, cause: str) -> str:
-    """An outage in a sentence; an empty ``cause`` is not said."""
-    was = "is still away, since" if ended_at is None else f"was away for {duration(ended_at - started_at)}, from"
-    why = f" ({in_one_line(cause, 160)})" if cause else ""
-    return f"The gateway {was} {time.strftime('%H:%M:%S', time.localtime(started_at))}{why}"
+def outage(started_at: float, ended_at: float | None, cause: str, *, is_said: bool = False) -> str:
+    """An outage in a sentence, without the ``cause`` where that is said elsewhere; an empty budget is one, too."""
+    who, how = ("The budget", "used up") if cause.startswith("budget_exceeded") else ("The gateway", "away")
+    was = f"is still {how}, since" if ended_at is None else f"was {how} for {duration(ended_at - started_at)}, from"
+    why = "" if is_said else f" ({in_one_line(cause, 160)})"
+    return f"{who} {was} {time.strftime('%H:%M:%S', time.localtime(started_at))}{why}"
 
 
 def duration(seconds: float) -> str:
