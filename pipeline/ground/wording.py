@@ -37,7 +37,7 @@ def outage(started_at: float, ended_at: float | None, cause: str, *, is_said: bo
     """An outage in a sentence, without the ``cause`` where that is said elsewhere; an empty budget is one, too."""
     who, how = ("The budget", "used up") if cause.startswith("budget_exceeded") else ("The gateway", "away")
     was = f"is still {how}, since" if ended_at is None else f"was {how} for {duration(ended_at - started_at)}, from"
-    why = "" if is_said else f" ({in_one_line(cause, 160)})"
+    why = "" if is_said or not cause else f" ({in_one_line(cause, 160)})"
     return f"{who} {was} {time.strftime('%H:%M:%S', time.localtime(started_at))}{why}"
 
 
