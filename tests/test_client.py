@@ -477,6 +477,36 @@ def test_a_name_is_looked_up_once_for_all_connections(monkeypatch: pytest.Monkey
     assert len(asked) == 1
 
 
+@pytest.mark.parametrize("proxied", [False, True])
+def test_a_look_up_that_we_break_off_cancels_nobody(monkeypatch: pytest.MonkeyPatch, proxied: bool) -> None:
+    """A worker that was cancelled so would be gone, with its row, and the last of them with the run."""
+    look_up = socket.getaddrinfo
+
+    def slowly(host: str, *more: Any, **named: Any) -> Any:
+        if host.endswith(".test"):
+            time.sleep(0.3)
+            host = "127.0.0.1"
+        return look_up(host, *more, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slowly)
+    monkeypatch.delenv("no_proxy", raising=False)
+    if proxied:
+        monkeypatch.setenv("http_proxy", "http://proxy.test:9")
+
+    async def main() -> Reply:
+        connection = Connection(base_url="http://gateway.test:9/v1", api_key=None, timeout_s=5, connect_timeout_s=2)
+        async with Client(connection) as client:
+            waiting = asyncio.create_task(once(client))
+            await asyncio.sleep(0.1)
+            await client.drop()
+            return await waiting
+
+    reply = asyncio.run(main())
+    assert reply.failure is not None
+    assert (reply.failure.code, reply.failure.sent) == ("connect_failed", False)
+    assert "it was broken off here" in reply.failure.message
+
+
 @pytest.mark.parametrize("host", ["gateway..example", "x" * 64 + ".example"])
 def test_a_name_that_cannot_be_one_was_never_sent(host: str) -> None:
     async def main() -> Reply:

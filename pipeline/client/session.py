@@ -5,6 +5,7 @@ What is known of a connection is less here: an idle one that the gateway has clo
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Mapping
 
@@ -71,6 +72,10 @@ class Session:
                 return await self._taken_in(response, events)
         except FOREIGN as exc:
             return failure_of(exc)
+        except asyncio.CancelledError:
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise
+            return never_sent("connect_failed", "it was broken off here")  # aiohttp's look-up, which ``close`` cancels
 
     async def _taken_in(self, response: aiohttp.ClientResponse, events: bool) -> Answer | Failure:
         assembly = Assembly() if events and response.content_type == EVENTS else None

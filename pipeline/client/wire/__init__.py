@@ -149,7 +149,11 @@ class Wire:
         if self._looking_up is None:
             self._looking_up = loop.create_task(self._look_up(loop), name="addresses")
             self._looking_up.add_done_callback(_heard)  # also where nobody waits any more
-        return await asyncio.shield(self._looking_up)
+        looking_up = self._looking_up
+        await asyncio.wait([looking_up])  # awaited itself, it would cancel us when ``close`` cancels it
+        if looking_up.cancelled():
+            raise ConnectionAbortedError("it was broken off here")
+        return looking_up.result()
 
     async def _look_up(self, loop: asyncio.AbstractEventLoop) -> list[Any]:
         try:
