@@ -195,6 +195,20 @@ def test_what_an_unreadable_answer_cost_is_kept_also_when_the_gateway_is_to_blam
     assert len(pool.outages) == 1
 
 
+@pytest.mark.parametrize(
+    ("bad", "cost"),
+    [(lost("timeout"), 10.0), (reply(200, None, {"x-litellm-response-cost": "0.5"}), 0.5), (error(500), 0.0)],
+)
+def test_a_try_that_the_gateway_is_to_blame_for_counts_towards_the_budget_all_the_same(bad: Reply, cost: float) -> None:
+    budget = Budget(100.0, price=lambda *_: 10.0, most_output=1, name="max_cost")
+    memory, _, pool, _ = work(
+        lambda row, nth: bad if nth == 1 else reply(200, GOOD, {"x-litellm-response-cost": "0.25"}),
+        dialect=LiteLLM(), attempts=1, back_at=5.0, away=error(500), budget=budget,
+    )  # fmt: skip
+    assert ([outcome.status for outcome in memory.outcomes], len(pool.outages)) == (["succeeded"], 1)
+    assert budget.spent == pytest.approx(cost + 0.25, abs=1e-4), "what a witness costs is next to nothing"
+
+
 def test_an_empty_budget_is_its_own_stop() -> None:
     _, _, pool, _ = work(lambda row, nth: error(429, "no money", code="insufficient_quota"))
     assert isinstance(pool.stopped, BudgetError)

@@ -53,7 +53,7 @@ class Books:
             if self._fail_on_length and completion.finish_reason == "length":
                 verdict = Verdict(kind=Kind.REJECTED, code="length", message="the answer was cut off by max_tokens")
         succeeded, lost = verdict.kind is Kind.OK, may_be_billed(reply, verdict, cost.amount)
-        ticket.spent = None if lost or (reply.status == 200 and cost.amount is None) else cost.amount or 0.0
+        ticket.spent = _spent(reply, cost, lost=lost)
         return Outcome(
             custom_id=request.custom_id,
             index=request.index,
@@ -72,14 +72,16 @@ class Books:
         )
 
     def attempt(self, ticket: Ticket, reply: Reply, verdict: Verdict, call_id: str) -> Attempt:
-        """A try that did not end its row."""
+        """A try that did not end its row. Notes in the ticket what it cost."""
         cost = self._told_cost(reply, ticket.request)
+        lost = may_be_billed(reply, verdict, cost.amount)
+        ticket.spent = _spent(reply, cost, lost=lost)
         return Attempt(
             custom_id=ticket.request.custom_id,
             fingerprint=ticket.request.fingerprint,
             call_id=call_id,
             code=verdict.code,
-            lost=may_be_billed(reply, verdict, cost.amount),
+            lost=lost,
             model=ticket.request.model,
             cost=cost,
             at=self._now(),
@@ -118,6 +120,11 @@ def may_be_billed(reply: Reply, verdict: Verdict, cost: float | None) -> bool:
         return reply.failure.sent
     unread = reply.status == 200 and verdict.kind is Kind.TRANSIENT and usage_told(reply).prompt_tokens is None
     return verdict.code in SLOW or (unread and cost is None)
+
+
+def _spent(reply: Reply, cost: Cost, *, lost: bool) -> float | None:
+    """What the budget has to count; None when that may have been billed unseen."""
+    return None if lost or (reply.status == 200 and cost.amount is None) else cost.amount or 0.0
 
 
 def _with_tries(message: str, tries: int) -> str:

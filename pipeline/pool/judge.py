@@ -237,10 +237,7 @@ class Judge:
         if ticket.tries >= most and len(ticket.rows) <= 1:
             await self._keep(tried, self._books.outcome(ticket, reply, verdict, tried.call_id))
             return
-        attempt = self._books.attempt(ticket, reply, verdict, tried.call_id)
-        billed_unseen = attempt.lost or (reply.status == 200 and attempt.cost.amount is None)
-        ticket.spent = None if billed_unseen else attempt.cost.amount or 0.0
-        await self._keep(tried, attempt)
+        await self._keep(tried, self._books.attempt(ticket, reply, verdict, tried.call_id))
         delay_s = self._rulings.backoff.delay(ticket.tries, verdict.retry_after_s)
         if ticket.tries < most:
             self._backlog.put_back(ticket, delay_s)
