@@ -164,6 +164,19 @@ def test_a_retry_after_that_is_no_wait_is_no_leave_to_ask_without_end(told: str)
     assert len(script.sends) < 20
 
 
+@pytest.mark.parametrize("told", ["0.01", "1"])
+def test_a_short_wait_that_is_told_for_ever_is_not_taken_by_all_for_ever(told: str) -> None:
+    busy = error(429, "slow down", {"retry-after": told})
+
+    def drain(pool: Pool) -> None:
+        asyncio.get_running_loop().call_later(600, pool.drain)
+
+    _, script, *_ = work(lambda row, nth: busy, rows=500, slots=64, takes_s=0.1, during=drain)
+    late = [when for when, _ in script.sends if when > 60]
+    print(f"told to wait {told} s for ten minutes: {len(script.sends):,} requests of 64 slots")
+    assert len(late) / 540 < 64 / 2, "each slot once in 2 s at the most"
+
+
 def test_tokens_are_put_aside_by_estimate_and_settled_after() -> None:
     usage = {"prompt_tokens": 900, "completion_tokens": 100, "total_tokens": 1000}
     _, script, _, took = work(

@@ -182,7 +182,7 @@ class Judge:
             self._backlog.put_first(ticket)  # the pause holds it
         elif verdict.scope != "model" and verdict.retry_after_s is not None:
             self._rates.pause(verdict.retry_after_s)
-            self._backlog.put_back(ticket, backoff.delay(1, verdict.retry_after_s))
+            self._backlog.put_back(ticket, backoff.delay(ticket.waits, verdict.retry_after_s))
         else:
             if verdict.scope == "model":  # everybody's limit: it says nothing about this key's
                 self._slots.troubled()
