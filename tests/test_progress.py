@@ -123,6 +123,19 @@ def test_the_end_of_an_outage_is_said_also_where_the_next_began_at_once(tmp_path
     assert said[1:] == [outage(now - 9, now - 1, "one")]
 
 
+def test_outages_of_several_models_are_said_once_each(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    class Heard(Silent):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    display, now = Logged(Heard(), tmp_path), time.time()
+    for end in (None, None, now, now):
+        display.show(replace(shown(), outages=[(now - 9, end, "one"), (now - 8, None, "two")]))
+    assert said == [outage(now - 9, None, "one"), outage(now - 8, None, "two"), outage(now - 9, now, "one")]
+
+
 def test_what_is_cut_off_says_so() -> None:
     assert outage(0.0, None, "html_reply: " + "word " * 40).endswith(" word ...)")
     assert outage(0.0, 9.0, "budget_exceeded: no money").startswith("The budget was used up for 9 s, from ")

@@ -146,14 +146,15 @@ class Logged:
     def __init__(self, display: Display, folder: Path) -> None:
         self._display = display
         self._path = folder / LOG_FILE
-        self._told_of: float | None = None
+        self._told_of: set[tuple[float, str]] = set()  # outages that last; several models may be away at once
 
     def show(self, snapshot: Snapshot) -> None:
         """Show it; an outage that lasts is also said, once, and so is its end: a bar has no room for its cause."""
         for started_at, ended_at, cause in snapshot.outages:  # one may end and the next begin between two snapshots
-            is_told = self._told_of == started_at
+            which = (started_at, cause)
+            is_told = which in self._told_of
             if is_told if ended_at is not None else not is_told and time.time() - started_at >= LASTING_S:
-                self._told_of = started_at if ended_at is None else None
+                self._told_of ^= {which}
                 self.say(outage(started_at, ended_at, cause))
         self._display.show(snapshot)
 
