@@ -35,16 +35,17 @@ class Signals:
             yield signals
             return
         loop = asyncio.get_running_loop()
-        handled = [signal.SIGINT, signal.SIGTERM]
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-            handled.append(signal.SIGHUP)
-        for number in handled:
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        if before[signal.SIGHUP] is signal.SIG_IGN:
+            del before[signal.SIGHUP]
+        for number in before:
             loop.add_signal_handler(number, signals.receive, number)
         try:
             yield signals
         finally:
-            for number in handled:
+            for number, handler in before.items():
                 loop.remove_signal_handler(number)
+                signal.signal(number, handler or signal.SIG_DFL)  # a script may have its own; None: one that is not in Python
 
     @property
     def urgent(self) -> bool:

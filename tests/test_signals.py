@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from conftest import clean_environment, write_jsonl
 
+from pipeline import Job, run
+
 
 def started(folder: Path, *words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
@@ -41,6 +43,23 @@ def test_they_are_heard_while_the_gateway_is_asked_what_it_has(
     assert time.monotonic() - began < 5
     assert "Left: 1 row." in errors
     assert "Traceback" not in errors
+
+
+def test_a_scripts_own_handlers_are_there_again_after_a_run(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "in.jsonl", [{"text": "x"}])
+    settings = {
+        "input.path": str(tmp_path / "in.jsonl"), "output.path": str(tmp_path / "out.jsonl"), "gateway.preset": "simulator",
+        "model": "sim/echo", "request.prompt": "{{ text }}",
+    }  # fmt: skip
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, lambda *_: None) for number in numbers]
+    own = [signal.getsignal(number) for number in numbers]
+    try:
+        assert run(Job.load(None, overrides=settings)).exit_code == 0
+        assert [signal.getsignal(number) for number in numbers] == own
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def test_ctrl_c_is_heard_while_plan_reads_the_input(tmp_path: Path) -> None:
