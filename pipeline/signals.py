@@ -112,10 +112,3 @@ async def to_the_end(task: asyncio.Task[T] | asyncio.Future[T], *, on_cancel: Ca
             task.exception()  # how it ended because of that need not be told, too
         raise cancelled
     return task.result()
-
-
-def ending(task: asyncio.Task[None]) -> asyncio.Future[set[asyncio.Task[None]]]:
-    """The end of a task, whatever that is: neither its error nor its cancellation is raised."""
-    ended: asyncio.Future[set[asyncio.Task[None]]] = asyncio.get_running_loop().create_future()
-    task.add_done_callback(lambda done: ended.set_result({done}))
-    return ended

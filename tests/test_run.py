@@ -410,19 +410,27 @@ def test_a_display_that_breaks_costs_nothing(bench: Bench) -> None:
     assert (summary.exit_code, summary.completed) == (0, 1)
 
 
+@pytest.mark.parametrize("steps", [None, 1, 3])  # of the loop, until it is cancelled once more
 def test_a_cancelled_arun_keeps_what_is_finished_and_closes_in_order(
-    bench: Bench, serve: Callable[..., Server]
+    bench: Bench, serve: Callable[..., Server], steps: int | None
 ) -> None:
     bench.server = serve("--latency", "0.2")
     bench.settings |= {"gateway.base_url": bench.server.url, "gateway.concurrency": 4}
     bench.write(ROWS)
 
-    async def main() -> None:
-        async with asyncio.timeout(1.0):
-            await arun(Job.load(None, overrides=bench.settings))
+    async def main() -> set[str]:
+        running = asyncio.create_task(arun(Job.load(None, overrides=bench.settings)), name="run")
+        await asyncio.sleep(1.0)
+        running.cancel()
+        for _ in range(steps or 0):
+            await asyncio.sleep(0)
+        if steps is not None:
+            running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        return {task.get_name() for task in asyncio.all_tasks() if task is not asyncio.current_task()}
 
-    with pytest.raises(TimeoutError):
-        asyncio.run(main())
+    assert asyncio.run(main()) == set()
     summary, _ = bench.run()
     assert summary.exit_code == 0
     assert 0 < summary.kept < 60

@@ -29,7 +29,7 @@ from pipeline.progress.status_file import StatusFile
 from pipeline.records import KeyInfo
 from pipeline.sending.flow import Lasting, rates_of, share_of, slots_of
 from pipeline.sending.reuse import give_copies
-from pipeline.signals import Signals, ending, to_the_end
+from pipeline.signals import Signals, to_the_end
 from pipeline.wishes import Wishes
 from pipeline.workspace import Workspace
 
@@ -229,17 +229,12 @@ class Sending:
         writing = asyncio.create_task(writer.write(), name="journal")
         showing = asyncio.create_task(self._show(pool), name="progress")
         writing.add_done_callback(lambda _: working.cancel())  # it failed: then nothing more can be kept
+        working.add_done_callback(lambda _: (showing.cancel(), timing.cancel(), writer.close()))
         self._signals.on_first(lambda: self._drain(pool))
         self._signals.on_second(working.cancel)
-        try:
-            await asyncio.wait([working])
-        finally:
-            working.cancel()  # if we are cancelled ourselves; what is finished is kept all the same
-            await to_the_end(ending(working))
-            showing.cancel()
-            timing.cancel()
-            writer.close()
-            await to_the_end(ending(writing))
+        # If we are cancelled ourselves, however often, what is finished is kept all the same.
+        ended = asyncio.create_task(asyncio.wait([timing, working, writing, showing]), name="ended")
+        await to_the_end(ended, on_cancel=working.cancel)
         for task in (showing, timing, working):
             if not task.cancelled() and task.exception() is not None:
                 task.result()  # a defect of ours shows here, after all that is finished was kept
