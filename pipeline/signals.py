@@ -45,7 +45,7 @@ class Signals:
         finally:
             for number, handler in before.items():
                 loop.remove_signal_handler(number)
-                signal.signal(number, handler or signal.SIG_DFL)  # a script may have its own; None: one that is not in Python
+                signal.signal(number, handler or signal.SIG_DFL)  # a script's own; None is one that is not in Python
 
     @property
     def urgent(self) -> bool:

@@ -16,19 +16,17 @@ from pipeline.ground.wording import plural
 from pipeline.job import Job
 from pipeline.journal import Counts, Index, Record, Recovered, Writer, history, reader
 from pipeline.limits.hours import Hours, Lead, opened, over
-from pipeline.pool import Pool, Terms
-from pipeline.pool.judge import Controls, Rulings
+from pipeline.pool import Pool
 from pipeline.pool.outage import Spell
 from pipeline.pool.patience import Patience
-from pipeline.pool.poison import Poison
 from pipeline.preflight import Preflight, connection_to
 from pipeline.preflight.clearing import Cleared, Clearing
 from pipeline.progress import Activity, Snapshot, Tally
 from pipeline.progress.display import Logged
 from pipeline.progress.status_file import StatusFile
-from pipeline.records import KeyInfo
-from pipeline.sending.flow import Lasting, rates_of, share_of, slots_of
+from pipeline.sending.flow import Lasting, share_of
 from pipeline.sending.reuse import give_copies
+from pipeline.sending.terms import controls_of, terms_of
 from pipeline.signals import Signals, to_the_end
 from pipeline.wishes import Wishes
 from pipeline.workspace import Workspace
@@ -182,41 +180,15 @@ class Sending:
         )
 
     def _pool(self, client: Client, writer: Writer, share: Lasting, cleared: Cleared) -> Pool:
-        job, note, key, counts = self._job, self._display.note, cleared.known.key or KeyInfo(), self._counts
-        fresh = counts.bought == 0 and not self._wishes.keep_going
-        poison = Poison(rows=counts.to_send, most=job.limits.most_failures(counts.rows), watches_first=fresh)
+        job, counts = self._job, self._counts
         return Pool(
-            self._terms(),
+            terms_of(job, counts, run_name=self._space.journal.name, patience=self._patience),
             sender=client,
             dialect=self._space.dialect,
             accounting=cleared.accounting,
             keeper=writer,
             wall_clock=self._wall_clock,
-            controls=Controls(
-                slots=slots_of(job, share, key, note=note),
-                rates=rates_of(job, share, key, note=note),
-                poison=poison,
-                budget=cleared.budget,
-                drift=cleared.drift,
-            ),
-        )
-
-    def _terms(self) -> Terms:
-        job = self._job
-        return Terms(
-            slots=job.concurrency,
-            run_name=self._space.journal.name,
-            rulings=Rulings(
-                max_attempts=job.limits.max_attempts,
-                budget_wait_s=job.limits.max_budget_wait if job.limits.on_budget == "wait" else None,
-            ),
-            fail_on_length=job.request.on_length == "fail",
-            stream=job.gateway.stream,
-            reached=self._counts.bought > 0,
-            many_models=job.model is None,
-            patience=self._patience,
-            pack=job.pack,
-            pack_tokens=job.request.pack_tokens,
+            controls=controls_of(job, self._wishes, counts, cleared, share, note=self._display.note),
         )
 
     # at work
@@ -229,7 +201,9 @@ class Sending:
         writing = asyncio.create_task(writer.write(), name="journal")
         showing = asyncio.create_task(self._show(pool), name="progress")
         writing.add_done_callback(lambda _: working.cancel())  # it failed: then nothing more can be kept
-        working.add_done_callback(lambda _: (showing.cancel(), timing.cancel(), writer.close()))
+        working.add_done_callback(lambda _: timing.cancel())
+        working.add_done_callback(lambda _: showing.cancel())
+        working.add_done_callback(lambda _: writer.close())
         self._signals.on_first(lambda: self._drain(pool))
         self._signals.on_second(working.cancel)
         # If we are cancelled ourselves, however often, what is finished is kept all the same.
