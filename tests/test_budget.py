@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from virtual import run_virtually
@@ -83,6 +84,23 @@ def test_who_has_reached_a_limit_reads_what_helps(renewed: bool, limit: float, a
         ):
             for _ in range(3):
                 money.settle(await money.reserve([request(10)]), 10.0)
+
+    run_virtually(main())
+
+
+@pytest.mark.parametrize(
+    ("body", "bound"),
+    [
+        (b'{"max_tokens":10,"prompt":["a","b","c"]}', 30.0),
+        (b'{"max_tokens":10,"prompt":[[1,2],[3]],"n":2}', 40.0),
+        (b'{"max_tokens":10,"prompt":[1,2,3]}', 10.0),
+        (b'{"max_tokens":10,"prompt":["a"],"n":2,"best_of":5}', 50.0),
+        (b'{"max_tokens":-1}', 500.0),
+    ],
+)
+def test_the_bound_counts_every_text_that_a_request_may_have_written(body: bytes, bound: float) -> None:
+    async def main() -> None:
+        assert await budget(1e9, most_output=500).reserve([replace(request(), body=body)]) == bound
 
     run_virtually(main())
 

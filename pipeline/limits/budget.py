@@ -77,16 +77,25 @@ class Budget:
         """A token is at least a byte long, so the body has no more of them than bytes."""
         body: dict[str, Any] = orjson.loads(request.body)
         told = [body.get(name) for name in ("max_tokens", "max_completion_tokens")]
-        output = next((value for value in told if isinstance(value, int)), self._most_output)
+        # -1 is some servers' word for no bound.
+        output = next((value for value in told if isinstance(value, int) and value >= 0), self._most_output)
         if request.endpoint == EMBEDDINGS:
             output = 0
         size = len(request.body)
         if request.image_bytes:  # those are no text: what was estimated for them, four times over
             size += 4 * request.estimated_tokens - request.image_bytes
-        copies = body.get("n") if isinstance(body.get("n"), int) else 1
-        cost = self._price(request.model, size, (output or 0) * (copies or 1))
+        cost = self._price(request.model, size, (output or 0) * _answers(body))
         if cost is None:
             raise BudgetError(
                 f"{self._name} cannot be kept: the price of {request.model!r} is not known; give it in [prices]"
             )
         return cost if output is not None else max(cost, self._dearest)
+
+
+def _answers(body: dict[str, Any]) -> int:
+    """How many texts a request may have written: ``n`` for each prompt, or ``best_of`` of which only the best are told."""
+    prompts, asked = 1, body.get("prompt")
+    if isinstance(asked, list) and asked and type(asked[0]) is not int:  # else it is one, as token ids
+        prompts = len(asked)
+    wanted = [value for name in ("n", "best_of") if type(value := body.get(name)) is int]
+    return prompts * max([1, *wanted])
