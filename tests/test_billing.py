@@ -71,7 +71,7 @@ def asked_for(server: Server) -> int:
 # lost tries
 
 
-@pytest.mark.parametrize(("attempts", "status"), [(3, "succeeded"), (1, "failed")])
+@pytest.mark.parametrize(("attempts", "status"), [(3, "succeeded"), pytest.param(1, "failed", marks=pytest.mark.slow)])
 def test_a_timeout_that_was_billed_is_found_to_the_last_digit(
     tmp_path: Path, serve: Callable[..., Server], pipeline: Pipeline, attempts: int, status: str
 ) -> None:
@@ -195,7 +195,7 @@ def test_the_bill_of_a_lost_pack_is_shared_by_its_rows(tmp_path: Path) -> None:
     assert cost_in(read_jsonl(tmp_path / "out.jsonl")) == pytest.approx(math.fsum(packs), rel=1e-9)
 
 
-@pytest.mark.parametrize("dialect", ["openai", "litellm"])
+@pytest.mark.parametrize("dialect", ["openai", pytest.param("litellm", marks=pytest.mark.slow)])
 def test_a_gateway_that_cannot_tell_is_said_to(
     tmp_path: Path, serve: Callable[..., Server], pipeline: Pipeline, dialect: str
 ) -> None:

@@ -60,6 +60,7 @@ def test_prices_are_known_and_kept_to_although_the_run_began_in_an_outage(
     assert "The gateway was away for" in describe(status_of(tmp_path / "out.jsonl.run"))
 
 
+@pytest.mark.slow
 def test_a_gateway_never_reached_is_given_up_and_one_that_was_is_bounded_by_the_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: None
 ) -> None:

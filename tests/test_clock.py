@@ -129,6 +129,7 @@ def test_a_gateway_that_says_no_for_ever_is_left_at_the_deadline(bench: Bench, s
     assert requests < 10
 
 
+@pytest.mark.slow
 def test_what_answers_took_before_is_the_lead_of_the_next_run(bench: Bench, serve: Callable[..., Server]) -> None:
     bench.server = serve("--latency", "1.5")
     bench.settings |= {"gateway.base_url": bench.server.url}

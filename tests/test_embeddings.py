@@ -510,6 +510,7 @@ def test_a_gateway_without_base64_gives_the_same_vectors(tmp_path: Path, serve: 
     assert vectors_in(tmp_path / "out.parquet") == [exact(text_of(row)) for row in rows]
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_the_middle_goes_on_and_names_every_row_of_its_packs(
     tmp_path: Path, serve: Callable[..., Server]
 ) -> None:

@@ -6,6 +6,7 @@ import ast
 import re
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,11 @@ def _dotted(path: Path) -> str:
 MODULES = {_dotted(path) for path in FILES}
 
 
+@cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def _module(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
@@ -60,7 +66,7 @@ def _imports(tree: ast.AST) -> Iterator[str]:
 
 def _dotted_imports(path: Path) -> set[str]:
     """What a file imports of ours when it is itself imported, or later: each module by its full name."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = _tree(path)
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pipeline"):
@@ -77,7 +83,7 @@ def test_a_module_imports_only_from_lower_floors(path: Path) -> None:
     )
     if FLOOR_OF[module] == 4:
         return
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = _tree(path)
     for name in _imports(tree):
         if not name.startswith("pipeline.") or (other := name.split(".")[1]) == module:
             continue
@@ -88,7 +94,7 @@ def test_a_module_imports_only_from_lower_floors(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_a_library_is_used_at_home_only(path: Path) -> None:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = _tree(path)
     for name in _imports(tree):
         top = name.split(".")[0]
         if top in HOMES:
@@ -110,7 +116,7 @@ def test_no_files_import_each_other_in_circles() -> None:
 def test_files_and_functions_are_small(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 350, f"{path.name} is full: split the room"
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(_tree(path)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             lines = (node.end_lineno or 0) - node.lineno + 1
             assert lines <= 50, f"{path.name}: {node.name} has {lines} lines"
@@ -118,7 +124,7 @@ def test_files_and_functions_are_small(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_every_file_and_public_name_has_a_docstring(path: Path) -> None:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = _tree(path)
     assert ast.get_docstring(tree), f"{path.name} does not say what it is"
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_"):

@@ -166,7 +166,17 @@ FINE = {
 }
 
 
-SLOW = ("{'a': ns.x", "dict(a=ns.x", "|batch(2)|list", "select('in'", "for j in range(1000)", "ns.x + ns.x")
+SLOW = (
+    "{'a': ns.x",
+    "dict(a=ns.x",
+    "|batch(2)|list",
+    "select('in'",
+    "for j in range(1000)",
+    "ns.x + ns.x",
+    "[ns.x, ns.x]",
+    "'.real' * 10000",
+    "ns.x * 2",
+)
 MARKED = [pytest.param(text, marks=pytest.mark.slow if any(word in text for word in SLOW) else ()) for text in BOMBS]
 
 

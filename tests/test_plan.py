@@ -391,6 +391,7 @@ def test_what_is_left_of_max_cost_total(bench: Bench) -> None:
     assert f"limits.max_cost_total does not suffice: {money({'USD': spent})} are left" in described(short)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_input(tmp_path: Path) -> None:
     def peak(count: int) -> int:
         write_jsonl(tmp_path / f"{count}.jsonl", [{"text": f"row {n} " + "x" * 200} for n in range(count)])

@@ -104,6 +104,7 @@ def test_a_second_signal_cuts_off_and_names_what_was_in_flight(tmp_path: Path, s
     assert (status["completed"], status["pending"], status["lost_attempts"]) == (4, 1, 1)
 
 
+@pytest.mark.slow
 def test_two_runs_on_one_folder(tmp_path: Path, serve: Callable[..., Server], pipeline: Pipeline) -> None:
     server = serve("--latency", "1.5")
     write_jsonl(tmp_path / "in.jsonl", ROWS[:20])
@@ -410,7 +411,9 @@ def test_a_display_that_breaks_costs_nothing(bench: Bench) -> None:
     assert (summary.exit_code, summary.completed) == (0, 1)
 
 
-@pytest.mark.parametrize("steps", [None, 1, 3])  # of the loop, until it is cancelled once more
+@pytest.mark.parametrize(
+    "steps", [pytest.param(None, marks=pytest.mark.slow), 1, pytest.param(3, marks=pytest.mark.slow)]
+)  # of the loop, until it is cancelled once more
 def test_a_cancelled_arun_keeps_what_is_finished_and_closes_in_order(
     bench: Bench, serve: Callable[..., Server], steps: int | None
 ) -> None:

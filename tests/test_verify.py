@@ -137,6 +137,7 @@ def test_a_run_without_damage_has_no_findings(
         assert report.checked["outcomes"] == 10
 
 
+@pytest.mark.slow
 def test_vectors_copies_and_streams_have_no_findings(tmp_path: Path, serve: Callable[..., Server]) -> None:
     server = serve("--dialect", "litellm")
     write_jsonl(tmp_path / "in.jsonl", [{"id": f"r{n}", "text": f"text {n // 2}"} for n in range(20)])
