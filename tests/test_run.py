@@ -20,8 +20,11 @@ import orjson
 import pytest
 from conftest import Bench, Pipeline, Server, clean_environment, write_jsonl
 
-from pipeline import Job, arun, run
+from pipeline import Job, Wishes, arun, run
 from pipeline.journal import Lock
+from pipeline.progress import Snapshot
+from pipeline.progress.display import Silent
+from pipeline.run import Run
 
 MAIN = "from pipeline.cli import main; main()"
 ROWS = [{"id": f"r{n}", "text": f"row {n}"} for n in range(60)]
@@ -383,8 +386,6 @@ def test_verify_proves_a_good_run_and_finds_each_damage(bench: Bench, pipeline: 
 
 
 def test_verify_of_an_unfinished_run_says_to_go_on(bench: Bench, pipeline: Pipeline) -> None:
-    from pipeline import Wishes
-
     bench.write(ROWS[:10])
     bench.run(Wishes(most=4, publish=False))
     done = pipeline("verify", "out.jsonl.run")
@@ -439,6 +440,24 @@ def test_a_cancelled_arun_keeps_what_is_finished_and_closes_in_order(
     assert 0 < summary.kept < 60
     assert summary.sent == 60 - summary.kept
     assert len(summary.recovered) <= 8
+
+
+def test_a_display_that_fails_ends_the_run_in_order(bench: Bench, serve: Callable[..., Server]) -> None:
+    """With it goes the watch on the run folder: better stop than send half a night unwatched."""
+
+    class Failing(Silent):
+        def show(self, snapshot: Snapshot) -> None:
+            if snapshot.completed:
+                raise ZeroDivisionError
+
+    bench.server = serve("--latency", "0.2")
+    bench.settings |= {"gateway.base_url": bench.server.url, "gateway.concurrency": 2}
+    bench.write(ROWS)
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(Run(Job.load(None, overrides=bench.settings), Wishes(), display=Failing()).live())
+    summary, _ = bench.run()
+    assert (summary.exit_code, summary.recovered) == (0, [])
+    assert 0 < summary.kept < 60
 
 
 def test_arun_cancelled_while_it_indexes_ends_in_order(bench: Bench) -> None:

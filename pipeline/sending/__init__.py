@@ -204,14 +204,19 @@ class Sending:
         working.add_done_callback(lambda _: timing.cancel())
         working.add_done_callback(lambda _: showing.cancel())
         working.add_done_callback(lambda _: writer.close())
+        for watch in (
+            timing,
+            showing,
+        ):  # without them there is no deadline, and nobody sees that the run folder is gone
+            watch.add_done_callback(lambda done: pool.drain() if _is_defect(done) else None)
         self._signals.on_first(lambda: self._drain(pool))
         self._signals.on_second(working.cancel)
         # If we are cancelled ourselves, however often, what is finished is kept all the same.
         ended = asyncio.create_task(asyncio.wait([timing, working, writing, showing]), name="ended")
         await to_the_end(ended, on_cancel=working.cancel)
         for task in (showing, timing, working):
-            if not task.cancelled() and task.exception() is not None:
-                task.result()  # a defect of ours shows here, after all that is finished was kept
+            if _is_defect(task):
+                task.result()  # it shows here, after all that is finished was kept
         failure = writing.exception()
         if failure is not None and not isinstance(failure, PipelineError):
             raise failure
@@ -313,6 +318,11 @@ class Sending:
             over=lambda: self._signals.error is not None,
             say=self._display.say,
         )
+
+
+def _is_defect(task: asyncio.Task[None]) -> bool:
+    """Whether it ended as none of ours should: by an error."""
+    return not task.cancelled() and task.exception() is not None
 
 
 def _in_flight(pool: Pool) -> str:
