@@ -127,6 +127,32 @@ def test_tool_calls_come_in_pieces() -> None:
     assert message["content"] is None
 
 
+def test_log_probabilities_come_token_by_token_and_are_all_kept() -> None:
+    """They were paid for; two tokens may also be alike to the last digit."""
+    told = [{"token": text, "logprob": -0.5, "top_logprobs": []} for text in ("a", "b", "b", "b", "c")]
+    chunks: list[dict[str, object]] = [
+        {"id": "c", "model": "m", "choices": [{"index": 0, "delta": {"content": one["token"]}, "logprobs": {"content": [one], "refusal": None}, "finish_reason": None}]}
+        for one in told
+    ]  # fmt: skip
+    chunks.append({"choices": [{"index": 0, "delta": {}, "logprobs": None, "finish_reason": "stop"}]})
+    assembly = Assembly()
+    assembly.feed(events(chunks))
+    (choice,) = assembly.body()["choices"]
+    assert choice["logprobs"] == {"content": told, "refusal": None}
+    assert choice["message"]["content"] == "abbbc"
+
+
+def test_a_list_of_objects_comes_in_pieces_too() -> None:
+    chunks: list[dict[str, object]] = [
+        {"choices": [{"index": 0, "delta": {"content": "x", "annotations": [{"url": n}], "level": n}, "finish_reason": "stop" if n == 3 else None}]}
+        for n in (1, 2, 3)
+    ]  # fmt: skip
+    assembly = Assembly()
+    assembly.feed(events(chunks))
+    message = assembly.body()["choices"][0]["message"]
+    assert (message["annotations"], message["level"]) == ([{"url": 1}, {"url": 2}, {"url": 3}], 3)
+
+
 def test_several_choices_stay_apart() -> None:
     chunks = [
         {"choices": [{"index": i, "delta": {"content": f"{i}{n}"}, "finish_reason": "stop" if n else None}]}

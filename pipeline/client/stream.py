@@ -137,7 +137,10 @@ class Assembly:
             elif name == "tool_calls":
                 _add_tool_calls(message.setdefault("tool_calls", []), value)
             else:
-                message[name] = value
+                _add_value(message, name, value)
+        if isinstance(logprobs := piece.get("logprobs"), dict):
+            for name, value in logprobs.items():
+                _add_value(choice.setdefault("logprobs", {}), name, value)
         if (reason := piece.get("finish_reason")) is not None:  # LiteLLM's usage chunk comes after it, without one
             choice["finish_reason"] = reason
 
@@ -191,7 +194,9 @@ def _joined(value: Any) -> Any:
 def _only_delta(chunk: dict[str, Any]) -> tuple[int, dict[str, Any]]:
     """The one choice of an event that tells of nothing else, and what comes for it."""
     choices = chunk.get("choices") or []
-    if len(choices) != 1 or choices[0].get("finish_reason") is not None or chunk.get("usage") is not None:
+    if len(choices) != 1 or chunk.get("usage") is not None:
+        return 0, {}
+    if any(choices[0].get(name) is not None for name in ("finish_reason", "logprobs")):
         return 0, {}
     return choices[0].get("index", 0), choices[0].get("delta") or {}
 
@@ -202,6 +207,15 @@ def _add_text(message: dict[str, Any], name: str, text: str) -> None:
         message[name] = [text]
     else:
         parts.append(text)
+
+
+def _add_value(whole: dict[str, Any], name: str, value: Any) -> None:
+    """Lists of objects come in pieces, such as the log probabilities of tokens; of all else the last is kept."""
+    before = whole.get(name)
+    if isinstance(value, list) and isinstance(before, list) and before and isinstance(before[0], dict):
+        before.extend(value)
+    elif value is not None or before is None:
+        whole[name] = value
 
 
 def _add_tool_calls(calls: list[dict[str, Any]], pieces: list[dict[str, Any]]) -> None:
