@@ -276,9 +276,10 @@ class Index:
 
     def supersede(self, *, has_ids: bool) -> None:
         """The changes are wanted: outcomes of earlier forms of these rows no longer count as bought."""
-        of_this_input = "AND custom_id IN (SELECT custom_id FROM input)" if has_ids else ""
         self._db.execute(
-            f"UPDATE outcome SET superseded = 1 WHERE NOT superseded AND no NOT IN (SELECT no FROM input) {of_this_input}"  # noqa: S608 - two constants
+            "UPDATE outcome SET superseded = 1 WHERE NOT superseded AND no NOT IN (SELECT no FROM input) "
+            "AND (NOT ? OR custom_id IN (SELECT custom_id FROM input))",
+            (has_ids,),
         )
 
     def find_copies(self, *, hold: bool) -> int:
